@@ -1,0 +1,1 @@
+//! The small static program that runs beside or inside a container, embedded as bytes.

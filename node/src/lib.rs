@@ -1,0 +1,1 @@
+//! A vantage6 node that takes its container engine by name.

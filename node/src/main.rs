@@ -1,0 +1,2 @@
+//! The `v6-node` command.
+fn main() {}

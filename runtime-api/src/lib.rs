@@ -1,0 +1,1 @@
+//! One contract for running containers to their end: run, watch, collect, cleanup.

@@ -1,0 +1,1 @@
+//! Behaviour that every runtime must show, as runnable cases.
