@@ -2,15 +2,18 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 /// A secret text. `Debug` shows only that it is one, and there is no `Display`;
-/// the one way to the text is [`Secret::expose`], which is easy to search for.
+/// the one way to the text is [`Secret::expose`], which is easy to search for. The memory
+/// is overwritten when the value is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Takes the text in.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The text itself, for the one place that sends or stores it.
@@ -32,7 +35,7 @@ impl fmt::Debug for Secret {
 
 impl From<String> for Secret {
     fn from(text: String) -> Self {
-        Self(text)
+        Self(Zeroizing::new(text))
     }
 }
 
@@ -42,7 +45,11 @@ mod tests {
 
     #[test]
     fn debug_never_shows_the_text() {
-        let shown = format!("{:?} {:#?}", Secret::new("hunter2"), Some(Secret::new("hunter2")));
+        let shown = format!(
+            "{:?} {:#?}",
+            Secret::new("hunter2"),
+            Some(Secret::new("hunter2"))
+        );
         assert!(!shown.contains("hunter2"), "{shown}");
         assert_eq!(Secret::new("hunter2").expose(), "hunter2");
     }
