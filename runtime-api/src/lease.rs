@@ -1,0 +1,42 @@
+//! One owner, one live process.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+/// Holds the owner's lease; dropping it gives it back.
+///
+/// A lease ends with its process, also by `SIGKILL` or loss of power.
+#[must_use = "the lease is given back when this is dropped"]
+pub struct Lease {
+    held: Box<dyn Held>,
+}
+
+/// A backend's way of holding a lease. Dropping it gives the lease back.
+pub trait Held: Send + Sync + 'static {
+    /// Becomes ready when the lease is lost although it was not given back. Backends whose lease
+    /// cannot be lost return a future that never is.
+    fn lost(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>>;
+}
+
+impl Lease {
+    /// Wraps a backend's way of holding it.
+    pub fn new(held: impl Held) -> Self {
+        Self {
+            held: Box::new(held),
+        }
+    }
+
+    /// Waits until the lease is lost, and says why. The holder must then stop at once.
+    ///
+    /// Cancel-safe.
+    pub async fn lost(&self) -> String {
+        self.held.lost().await
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lease(..)")
+    }
+}
