@@ -1,0 +1,176 @@
+//! The command line.
+
+use std::ffi::{OsStr, OsString};
+use std::net::SocketAddrV4;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use crate::sys::MAX_SOCKET_PATH;
+
+pub const HELP: &str = "\
+v6-helper: runs beside or inside a container
+
+v6-helper init [OPTION…] -- COMMAND [ARGUMENT…]
+    Runs COMMAND as the first process of a container: forwards signals to it, reaps
+    orphans, ends with its exit code (128+N for signal N).
+
+    --listen ADDRESS:PORT=SOCKET  listen on a loopback address and copy each connection to
+                                  and from a unix socket; repeatable
+    --connections NUMBER          connections at once per address (default 256)
+    --wait SECONDS                how long a connection waits for the socket to answer
+                                  before it is closed (default 600)
+    --deadline SECONDS[.FRACTION] Unix time at which all processes get SIGTERM
+    --grace SECONDS               from there to SIGKILL (default 10)
+    --env-file FILE               KEY=VALUE pairs, each ended by a NUL, for COMMAND
+    --claim FILE                  an existing file, into which the end is written as JSON
+
+    Exit codes of its own: 125 it failed itself, 126 COMMAND cannot be executed,
+    127 COMMAND was not found.
+
+v6-helper --version
+v6-helper --help
+";
+
+/// One `--listen`.
+#[derive(Debug)]
+pub struct Listen {
+    pub address: SocketAddrV4,
+    pub socket: OsString,
+}
+
+/// What `init` is asked for.
+#[derive(Debug)]
+pub struct Init {
+    pub listen: Vec<Listen>,
+    pub connections: usize,
+    pub wait: Duration,
+    /// Since the beginning of Unix time.
+    pub deadline: Option<Duration>,
+    pub grace: Duration,
+    pub env_file: Option<OsString>,
+    pub claim: Option<OsString>,
+    pub command: OsString,
+    pub arguments: Vec<OsString>,
+}
+
+/// What the program is asked for.
+#[derive(Debug)]
+pub enum Request {
+    Help,
+    Version,
+    Init(Box<Init>),
+}
+
+/// Reads the arguments that follow the program's name.
+///
+/// # Errors
+///
+/// In one sentence, what is wrong with them.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
+    let mut arguments = arguments.into_iter();
+    let Some(mode) = arguments.next() else {
+        return Err("a mode is missing, see --help".into());
+    };
+    match mode.as_bytes() {
+        b"--help" | b"-h" => Ok(Request::Help),
+        b"--version" | b"-V" => Ok(Request::Version),
+        b"init" => parse_init(arguments).map(|init| Request::Init(Box::new(init))),
+        _ => Err(format!("{mode:?} is not a mode, see --help")),
+    }
+}
+
+fn parse_init(mut arguments: impl Iterator<Item = OsString>) -> Result<Init, String> {
+    let mut init = Init {
+        listen: Vec::new(),
+        connections: 256,
+        wait: Duration::from_secs(600),
+        deadline: None,
+        grace: Duration::from_secs(10),
+        env_file: None,
+        claim: None,
+        command: OsString::new(),
+        arguments: Vec::new(),
+    };
+    while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            init.command = arguments.next().ok_or("no command follows --")?;
+            init.arguments = arguments.collect();
+            return Ok(init);
+        }
+        let name = argument.to_str().filter(|name| name.starts_with("--"));
+        let Some(name) = name else {
+            return Err(format!("{argument:?} is not an option, see --help"));
+        };
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or_else(|| format!("{name} needs a value"))
+        };
+        match name {
+            "--listen" => init.listen.push(parse_listen(&value()?)?),
+            "--connections" => init.connections = parse_number(name, &value()?)?,
+            "--wait" => init.wait = parse_seconds(name, &value()?)?,
+            "--deadline" => init.deadline = Some(parse_seconds(name, &value()?)?),
+            "--grace" => init.grace = parse_seconds(name, &value()?)?,
+            "--env-file" => init.env_file = Some(value()?),
+            "--claim" => init.claim = Some(value()?),
+            _ => return Err(format!("{name} is not an option, see --help")),
+        }
+    }
+    Err("-- and a command are missing".into())
+}
+
+fn parse_listen(value: &OsStr) -> Result<Listen, String> {
+    let wrong = || format!("--listen takes ADDRESS:PORT=SOCKET, not {value:?}");
+    let bytes = value.as_bytes();
+    let split = bytes
+        .iter()
+        .position(|byte| *byte == b'=')
+        .ok_or_else(wrong)?;
+    let address: SocketAddrV4 = str::from_utf8(&bytes[..split])
+        .ok()
+        .and_then(|address| address.parse().ok())
+        .ok_or_else(wrong)?;
+    if !address.ip().is_loopback() {
+        return Err(format!(
+            "--listen takes loopback addresses only, not {}",
+            address.ip()
+        ));
+    }
+    let socket = &bytes[split + 1..];
+    if socket.is_empty() || socket.len() > MAX_SOCKET_PATH {
+        return Err(format!(
+            "a socket's path has 1 to {MAX_SOCKET_PATH} bytes, in {value:?}"
+        ));
+    }
+    Ok(Listen {
+        address,
+        socket: OsStr::from_bytes(socket).to_owned(),
+    })
+}
+
+fn parse_number(name: &str, value: &OsStr) -> Result<usize, String> {
+    let number = value.to_str().and_then(|value| value.parse().ok());
+    number
+        .filter(|number| *number > 0)
+        .ok_or_else(|| format!("{name} takes a number above 0, not {value:?}"))
+}
+
+/// Whole seconds, or with up to nine decimal places.
+fn parse_seconds(name: &str, value: &OsStr) -> Result<Duration, String> {
+    let parse = |value: &str| {
+        let (whole, fraction) = value.split_once('.').unwrap_or((value, "0"));
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole) || !digits(fraction) || fraction.is_empty() || fraction.len() > 9 {
+            return None;
+        }
+        Some(Duration::new(
+            whole.parse().ok()?,
+            format!("{fraction:0<9}").parse().ok()?,
+        ))
+    };
+    value
+        .to_str()
+        .and_then(parse)
+        .ok_or_else(|| format!("{name} takes seconds, such as 12 or 12.5, not {value:?}"))
+}

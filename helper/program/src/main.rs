@@ -1,0 +1,33 @@
+//! The small static program that runs beside or inside a container. `v6-helper --help` says
+//! what it does.
+
+mod args;
+mod claim;
+mod init;
+mod processes;
+mod proxy;
+mod sys;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let code = match args::parse(std::env::args_os().skip(1)) {
+        Ok(args::Request::Init(options)) => init::run(&options),
+        Ok(args::Request::Help) => print(args::HELP),
+        Ok(args::Request::Version) => print(concat!("v6-helper ", env!("CARGO_PKG_VERSION"), "\n")),
+        Err(error) => {
+            eprintln!("v6-helper: {error}");
+            125
+        }
+    };
+    // Exit codes of Linux have eight bits, and so have all that get here.
+    ExitCode::from(u8::try_from(code).unwrap_or(125))
+}
+
+fn print(text: &str) -> i32 {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => 0,
+        Err(_) => 125,
+    }
+}
