@@ -21,7 +21,7 @@ names() {
 }
 
 up() {
-	local packages=(docker.io) option=${1:-}
+	local option=${1:-}
 	names
 	case $option in '' | --own) ;; *) die "up: unknown option $option" ;; esac
 	need_packages "talking to Docker" curl
@@ -31,7 +31,7 @@ up() {
 		return
 	fi
 	[ "$(id -u)" = 0 ] || die "no Docker engine answers, and only root can start one"
-	command -v dockerd >/dev/null && command -v containerd >/dev/null || need_packages "a Docker engine" "${packages[@]}"
+	if ! { command -v dockerd && command -v containerd && command -v runc; } >/dev/null; then need_packages "a Docker engine" docker.io; fi
 	mkdir -p "$dir"
 	echo '{}' >"$dir/daemon.json"
 	# dockerd would take the machine's containerd if there is one.

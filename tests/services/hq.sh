@@ -66,7 +66,9 @@ up() {
 		)
 		mv "$dir/env.part" "$dir/env"
 	fi
+	# shellcheck source=/dev/null
 	. "$dir/env"
+	# shellcheck source=/dev/null
 	. "$dir/server-env"
 	auth_port=${KEYCLOAK_URL##*:} hq_port=${V6_HQ_URL%/hq} hq_port=${hq_port##*:}
 	start_program auth "$python" "$here/oidc.py" --state "$dir/auth" --port "$auth_port" --realm "$KEYCLOAK_REALM" \

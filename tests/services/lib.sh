@@ -6,8 +6,7 @@
 # build and always the same is in the cache, which any number of them share.
 set -euo pipefail
 
-PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
-services=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+PATH=$PATH:/usr/sbin:/sbin
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/v6-node-tests
 program=$(basename "$0")
 : "${START_TIMEOUT:=60}"
@@ -42,7 +41,7 @@ installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = i
 # Install Debian packages that are missing, without starting their services:
 # need_packages WHAT-FOR PACKAGE...
 need_packages() {
-	local what=$1 missing=() name policy=/usr/sbin/policy-rc.d made= ok=
+	local what=$1 missing=() name policy=/usr/sbin/policy-rc.d made='' ok=''
 	shift
 	for name; do installed "$name" || missing+=("$name"); done
 	[ ${#missing[@]} -gt 0 ] || return 0

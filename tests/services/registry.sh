@@ -65,6 +65,7 @@ up() {
 		END
 		mv "$dir/env.part" "$dir/env"
 	fi
+	# shellcheck source=/dev/null
 	. "$dir/env"
 	start_registry open "${V6_REGISTRY_OPEN#*:}"
 	start_registry private "${V6_REGISTRY_PRIVATE#*:}"
@@ -73,6 +74,7 @@ up() {
 
 push() {
 	local image=$1 name=${2%:*} tag=${2##*:} registry auth answer
+	# shellcheck source=/dev/null
 	. "$work/registry/env"
 	auth=$(printf '{"username":"%s","password":"%s"}' "$V6_REGISTRY_USER" "$V6_REGISTRY_PASSWORD" | base64 -w 0)
 	for registry in "$V6_REGISTRY_OPEN" "$V6_REGISTRY_PRIVATE"; do
