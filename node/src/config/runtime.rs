@@ -1,0 +1,433 @@
+//! The `runtime:` section, which V6 does not have.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
+use v6_runtime::{NAME_MAX, Owner};
+
+use super::database::{Database, Located, Source, absolute};
+use super::egress::Endpoint;
+use super::environment::Environment;
+use super::reader::{Context, Fault, Field, Section, fault, nearest};
+use super::types::{Action, ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
+use super::units;
+use crate::policy::ImagePattern;
+use crate::secret::Secret;
+
+/// What a run gets unless the operator says otherwise. Python with a data frame of
+/// some million rows fits; what it needs beyond, the operator grants.
+const ONE_CPU: NonZeroU32 = NonZeroU32::new(1000).unwrap();
+const PIDS: NonZeroU32 = NonZeroU32::new(512).unwrap();
+const ONE_GIB: NonZeroU64 = NonZeroU64::new(1 << 30).unwrap();
+const TWO_GIB: NonZeroU64 = NonZeroU64::new(2 << 30).unwrap();
+const LOG_LIMIT: NonZeroU64 = NonZeroU64::new(16 << 20).unwrap();
+/// A central task waits for the slowest of its subtasks.
+const SEVEN_DAYS: Duration = Duration::from_secs(7 * 86_400);
+
+pub(super) fn read(
+    context: &Context,
+    environment: &Environment,
+    section: &Section<'_>,
+    name: &str,
+    databases: &mut [Database],
+) -> Runtime {
+    let kind = section.read("kind", |field| {
+        choice(field, RuntimeKind::value_variants(), |kind| kind.name())
+    });
+    let owner = section
+        .read("owner", |field| field.parse(owner))
+        .unwrap_or_else(|| owner_from(name));
+    let path = |field: &Field<'_>| field.text().map(|text| absolute(context.directory(), text));
+    let data_dir = section.read("data_dir", path);
+    let runtime_dir = section.read("runtime_dir", path);
+    let run = limits(&section.section("run"));
+    read_databases(context, &section.section("databases"), databases);
+    Runtime {
+        kind: kind.unwrap_or(RuntimeKind::Docker),
+        data_dir: data_dir.unwrap_or_else(|| default_data_dir(environment).join(owner.as_str())),
+        runtime_dir: runtime_dir
+            .unwrap_or_else(|| default_runtime_dir(environment).join(owner.as_str())),
+        owner,
+        max_concurrent_runs: section
+            .read("max_concurrent_runs", |field| field.integer(1..=10_000))
+            .unwrap_or(8),
+        total: total(&section.section("total"), &run),
+        run,
+        poll_interval: section
+            .read("poll_interval", Field::duration)
+            .unwrap_or(Duration::from_secs(60)),
+        images: images(context, section),
+        egress: egress(&section.section("egress")),
+        docker_host: docker_host(&section.section("docker")),
+        proxy: proxy(environment, &section.section("proxy")),
+        ca_certificates: section.list("ca_certificates", path).unwrap_or_default(),
+    }
+}
+
+fn limits(run: &Section<'_>) -> RunLimits {
+    let size = |key, default: NonZeroU64| {
+        run.read(key, Field::size)
+            .and_then(NonZeroU64::new)
+            .unwrap_or(default)
+    };
+    let limits = RunLimits {
+        cpu_milli: run
+            .read("cpus", Field::cpus)
+            .and_then(NonZeroU32::new)
+            .unwrap_or(ONE_CPU),
+        memory_bytes: size("memory", TWO_GIB),
+        pids: run
+            .read("pids", |field| field.integer(1..=4_194_304))
+            .and_then(NonZeroU32::new)
+            .unwrap_or(PIDS),
+        scratch_bytes: size("scratch", ONE_GIB),
+        output_bytes: size("max_output", ONE_GIB),
+        deadline: run
+            .read("deadline", |field| match field.text()?.as_str() {
+                "none" => Ok(None),
+                _ => field.duration().map(Some),
+            })
+            .unwrap_or(Some(SEVEN_DAYS)),
+        grace: run
+            .read("grace", Field::duration)
+            .unwrap_or(Duration::from_secs(10)),
+        log_bytes: size("log_limit", LOG_LIMIT),
+    };
+    run.finish();
+    limits
+}
+
+/// A single run that is larger than the sum allowed would wait for ever.
+fn total(section: &Section<'_>, run: &RunLimits) -> Total {
+    let cpu_milli = section.read("cpus", |field| {
+        let milli = field.cpus()?;
+        if milli < run.cpu_milli.get() {
+            return fault(
+                "it is less than one run needs, so that no run could ever start",
+                format!(
+                    "write at least {}m, or lower runtime.run.cpus",
+                    run.cpu_milli
+                ),
+            );
+        }
+        Ok(milli)
+    });
+    let memory_bytes = section.read("memory", |field| {
+        let bytes = field.size()?;
+        if bytes < run.memory_bytes.get() {
+            return fault(
+                "it is less than one run needs, so that no run could ever start",
+                format!(
+                    "write at least {}, or lower runtime.run.memory",
+                    units::show_size(run.memory_bytes.get())
+                ),
+            );
+        }
+        Ok(bytes)
+    });
+    section.finish();
+    Total {
+        cpu_milli: cpu_milli.and_then(NonZeroU32::new),
+        memory_bytes: memory_bytes.and_then(NonZeroU64::new),
+    }
+}
+
+fn docker_host(section: &Section<'_>) -> Option<String> {
+    let host = section.read("host", |field| {
+        field.parse(|text| match text.split_once("://") {
+            Some(("unix" | "tcp" | "http" | "https", rest)) if !rest.is_empty() => {
+                Ok(text.to_owned())
+            }
+            _ => fault(
+                format!("\"{text}\" is not an address of Docker"),
+                "write for example unix:///var/run/docker.sock",
+            ),
+        })
+    });
+    section.finish();
+    host
+}
+
+fn images(context: &Context, section: &Section<'_>) -> Vec<ImageException> {
+    let Some(items) = section.read("images", Field::items) else {
+        return Vec::new();
+    };
+    let exceptions = items.iter().filter_map(|item| {
+        let entry = Section::open(context, item);
+        let pattern = entry.require("pattern", "write an image or a regular expression", pattern);
+        let run_as = entry.read("run_as", |field| choice(field, &["image"], |word| word));
+        let writable_root = entry.read("writable_root", Field::boolean).unwrap_or(false);
+        let risk_accepted = entry.require(
+            "risk_accepted",
+            "write in your own words which risk you accept, and why",
+            Field::text,
+        );
+        let run_as_image = run_as.is_some();
+        let idle = !run_as_image && !writable_root && !entry.has("run_as");
+        if idle {
+            let fault = Fault {
+                what: "this exception allows nothing".into(),
+                remedy: "write run_as: image or writable_root: true, or remove it".into(),
+            };
+            entry.report(item.line, &item.path, fault);
+        }
+        entry.finish();
+        Some(ImageException {
+            pattern: pattern?,
+            run_as_image,
+            writable_root,
+            risk_accepted: risk_accepted?,
+        })
+    });
+    exceptions.collect()
+}
+
+/// A policy's or exception's image pattern.
+pub(super) fn pattern(field: &Field<'_>) -> Result<ImagePattern, Fault> {
+    field.parse(|text| {
+        ImagePattern::parse(text).or_else(|error| {
+            fault(
+                error.to_string(),
+                "write an image name, or a regular expression without look-around and back-references",
+            )
+        })
+    })
+}
+
+fn egress(section: &Section<'_>) -> BTreeMap<Action, Vec<Endpoint>> {
+    let granted = Action::ALL
+        .into_iter()
+        .filter_map(|action| Some((action, section.list(action.name(), endpoint)?)));
+    let granted = granted.collect();
+    section.finish();
+    granted
+}
+
+fn endpoint(field: &Field<'_>) -> Result<Endpoint, Fault> {
+    field.parse(Endpoint::parse)
+}
+
+/// Adds what the section says to the databases that it names.
+fn read_databases(context: &Context, section: &Section<'_>, databases: &mut [Database]) {
+    for (label, field) in section.entries() {
+        let labels = databases.iter().map(|database| database.label.as_str());
+        let Some(at) = databases
+            .iter()
+            .position(|database| database.label == label)
+        else {
+            let remedy = match nearest(label, labels) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => "name a label of this node's databases, or remove it".to_owned(),
+            };
+            let fault = Fault {
+                what: "there is no database with this label".into(),
+                remedy,
+            };
+            section.report(field.line, &field.path, fault);
+            continue;
+        };
+        let database = &mut databases[at];
+        let entry = Section::open(context, &field);
+        if let Some(read_only) = entry.read("read_only", Field::boolean) {
+            database.read_only = read_only;
+        }
+        if let Some(volume) = entry.read("volume", |field| field.parse(volume_name)) {
+            database.source = Source::Volume(volume);
+        }
+        database.group = entry.read("group", |field| field.integer(1..=u32::MAX - 1));
+        database.egress = entry.list("egress", endpoint).unwrap_or_default();
+        entry.finish();
+    }
+    for database in databases.iter() {
+        warn_of(context, database);
+    }
+}
+
+fn warn_of(context: &Context, database: &Database) {
+    let key = format!("runtime.databases.{}", database.label);
+    if let Source::Service(uri) = &database.source
+        && database.egress.is_empty()
+    {
+        let example = Endpoint::of_uri(uri.expose()).map_or_else(
+            || "[\"HOST:PORT\"]".to_owned(),
+            |endpoint| format!("[\"{endpoint}\"]"),
+        );
+        context.warn(
+            &key,
+            format!(
+                "this database is a service, and a run can't reach it until you grant that; write egress: {example}"
+            ),
+        );
+    }
+    if !database.read_only {
+        context.warn(&key, "algorithms may change this data (read_only: false)");
+    }
+    if database.kind == "folder" && matches!(database.locate(), Located::File(_)) {
+        context.warn(&key, "its type is folder, but it is a file");
+    }
+}
+
+fn volume_name(name: &str) -> Result<String, Fault> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    if name.len() <= 128
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(allowed)
+    {
+        return Ok(name.to_owned());
+    }
+    fault(
+        format!("{name:?} is not the name of a volume"),
+        "use letters, digits, _, . and -; a path belongs into the database's uri",
+    )
+}
+
+/// The section's proxies, each from the environment where the section has none.
+fn proxy(environment: &Environment, section: &Section<'_>) -> Proxy {
+    let address = |key, variables: &[&str]| {
+        if section.get(key).is_some() {
+            return section.read(key, |field| {
+                let text = field.secret()?;
+                match url::Url::parse(text.expose()) {
+                    Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
+                        Ok(text)
+                    }
+                    _ => fault(
+                        "it is not the address of an HTTP proxy",
+                        "write for example http://proxy.example.org:3128",
+                    ),
+                }
+            });
+        }
+        variables
+            .iter()
+            .find_map(|name| environment.get(name))
+            .map(Secret::new)
+    };
+    let proxy = Proxy {
+        http: address("http", &["http_proxy", "HTTP_PROXY"]),
+        https: address("https", &["https_proxy", "HTTPS_PROXY"]),
+        no_proxy: section.read("no_proxy", Field::text).or_else(|| {
+            let found = environment
+                .get("no_proxy")
+                .or_else(|| environment.get("NO_PROXY"));
+            found.map(str::to_owned)
+        }),
+    };
+    section.finish();
+    proxy
+}
+
+/// One of a few words.
+pub(super) fn choice<T: Copy>(
+    field: &Field<'_>,
+    choices: &[T],
+    name: impl Fn(T) -> &'static str,
+) -> Result<T, Fault> {
+    let text = field.text()?;
+    if let Some(found) = choices.iter().find(|choice| name(**choice) == text) {
+        return Ok(*found);
+    }
+    let names: Vec<&str> = choices.iter().map(|choice| name(*choice)).collect();
+    let remedy = match nearest(&text, names.iter().copied()) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => format!("use {}", names.join(" or ")),
+    };
+    fault(format!("\"{text}\" is not known here"), remedy)
+}
+
+fn owner(text: &str) -> Result<Owner, Fault> {
+    Owner::new(text).or_else(|_| {
+        fault(
+            format!("{text:?} can't mark this node's runs"),
+            format!(
+                "use small letters, digits and - (not first or last); at most {NAME_MAX} characters"
+            ),
+        )
+    })
+}
+
+/// A node's name as an owner. A name that had to be changed gets a digest of the whole
+/// name at its end, so that two nodes never share an owner by accident.
+fn owner_from(name: &str) -> Owner {
+    if let Ok(owner) = Owner::new(name) {
+        return owner;
+    }
+    let digest = Sha256::digest(name.as_bytes());
+    let suffix: String = digest
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let words: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    let words: Vec<&str> = words.split('-').filter(|word| !word.is_empty()).collect();
+    let mut words = words.join("-");
+    words.truncate(NAME_MAX - suffix.len() - 1);
+    let words = Some(words.trim_end_matches('-')).filter(|words| !words.is_empty());
+    Owner::new(format!("{}-{suffix}", words.unwrap_or("node")))
+        .expect("letters, digits and single inner dashes, cut to length")
+}
+
+fn default_data_dir(environment: &Environment) -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/v6-node");
+    }
+    directory(environment, "XDG_DATA_HOME")
+        .or_else(|| Some(directory(environment, "HOME")?.join(".local/share")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("v6-node")
+}
+
+fn default_runtime_dir(environment: &Environment) -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/run/v6-node");
+    }
+    directory(environment, "XDG_RUNTIME_DIR")
+        .or_else(|| directory(environment, "XDG_STATE_HOME"))
+        .or_else(|| Some(directory(environment, "HOME")?.join(".local/state")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("v6-node")
+}
+
+/// The XDG base directory specification ignores relative paths.
+fn directory(environment: &Environment, variable: &str) -> Option<PathBuf> {
+    environment
+        .get(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn owners_from_names() {
+        assert_eq!(owner_from("hospital-a").as_str(), "hospital-a");
+        let one = owner_from("Hospital A");
+        assert!(one.as_str().starts_with("hospital-a-"), "{one}");
+        assert_ne!(one, owner_from("hospital_a"));
+        assert!(owner_from("病院").as_str().starts_with("node-"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_gives_a_usable_owner(name in ".{0,80}") {
+            let owner = owner_from(&name);
+            prop_assert!(owner.as_str().len() <= NAME_MAX);
+        }
+    }
+}

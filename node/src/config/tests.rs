@@ -1,0 +1,300 @@
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+use std::time::Duration;
+
+use super::*;
+
+const CHART: &str = include_str!("../../examples/config.yaml");
+const FLAT: &str = include_str!("../../examples/config-flat.yaml");
+
+/// Every test starts from a known home, whoever runs it.
+fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
+    let fixed = [
+        ("HOME", "/home/v6"),
+        ("XDG_DATA_HOME", "/home/v6/data"),
+        ("XDG_RUNTIME_DIR", "/run/user/1"),
+    ];
+    fixed.into_iter().chain(variables).collect()
+}
+
+fn flat_environment() -> Environment {
+    environment([
+        ("V6_NODE_NAME", "hospital-a"),
+        ("V6_API_KEY", "0123"),
+        ("KEYCLOAK_URL", "http://auth:8080/auth"),
+        ("KEYCLOAK_REALM", "vantage6"),
+    ])
+}
+
+fn read(text: &str, environment: &Environment) -> Result<Config, Problems> {
+    parse(Path::new("/etc/v6/node.yaml"), text, environment)
+}
+
+fn problems(text: &str, environment: &Environment) -> String {
+    read(text, environment).unwrap_err().to_string()
+}
+
+#[test]
+fn the_sample_is_read_in_full() {
+    let config = read(CHART, &environment([])).unwrap();
+    assert_eq!(config.name, "hospital-a");
+    assert_eq!(config.api_key.expose(), "put-the-api-key-here");
+    assert_eq!(config.keycloak.url.as_str(), "https://auth.example.org/");
+    assert_eq!(config.hq.api().as_str(), "https://hq.example.org/hq/");
+    assert_eq!(config.policies.allowed_algorithms.len(), 3);
+    assert_eq!(config.policies.allowed_organizations, ["3", "Hospital B"]);
+    assert!(!config.share_algorithm_logs);
+    let [lung, omop] = config.databases.as_slice() else {
+        panic!("{:?}", config.databases)
+    };
+    assert_eq!(lung.source, Source::Path("/srv/data/lung.csv".into()));
+    assert_eq!(
+        (lung.group, lung.read_only, lung.file_name().as_str()),
+        (Some(1500), true, "lung.csv")
+    );
+    assert_eq!(omop.egress[0].to_string(), "db.example.org:5432");
+    assert_eq!(
+        omop.parameters["PASSWORD"].expose(),
+        "put-the-password-here"
+    );
+    let runtime = &config.runtime;
+    assert_eq!(runtime.run.deadline, Some(Duration::from_secs(12 * 3600)));
+    assert_eq!(runtime.run.cpu_milli.get(), 2000);
+    assert_eq!(runtime.run.memory_bytes.get(), 4 << 30);
+    assert_eq!(runtime.total.memory_bytes.unwrap().get(), 24 << 30);
+    assert_eq!(runtime.egress[&Action::DataExtraction][0].port, 443);
+    assert!(runtime.images[0].run_as_image && runtime.images[0].writable_root);
+    assert_eq!(config.notices, []);
+}
+
+#[test]
+fn nothing_secret_is_in_the_debug_form() {
+    let shown = format!("{:?}", read(CHART, &environment([])).unwrap());
+    for secret in ["put-the", "reader@"] {
+        assert!(!shown.contains(secret), "{secret} in {shown}");
+    }
+}
+
+#[test]
+fn the_flat_form_takes_the_rest_from_the_environment() {
+    let config = read(FLAT, &flat_environment()).unwrap();
+    assert_eq!(config.api_key.expose(), "0123");
+    assert_eq!(config.keycloak.url.as_str(), "http://auth:8080/auth/");
+    assert_eq!(
+        config.encryption.private_key,
+        Some(config.runtime.data_dir.join("privkey_hospital-a.pem"))
+    );
+    assert_eq!(config.runtime.run.deadline, None);
+    assert_eq!(config.log_level, Some(tracing::Level::INFO));
+    let unused: Vec<&str> = config
+        .notices
+        .iter()
+        .map(|notice| notice.key.as_str())
+        .collect();
+    assert_eq!(unused, ["task_dir", "task_namespace", "node_proxy_port"]);
+}
+
+#[test]
+fn an_empty_file_names_everything_that_is_missing() {
+    insta::assert_snapshot!(problems("", &environment([])));
+}
+
+#[test]
+fn mistakes_are_reported_together() {
+    let text = r#"
+node:
+  name: a
+  apiKey: [x]
+  hq: {url: "https://hq.example.org:7601/hq", prt: 443, path: "../x"}
+  keycloack: {url: "https://auth.example.org"}
+  encryption: {enabled: maybe}
+  share_algoritm_logs: false
+  databases:
+    fileBased:
+      - {name: ../etc, type: csv, uri: /x}
+      - {name: a-b, type: csv, uri: /x}
+      - {name: A_B, type: csv, uri: /y}
+      - {name: noplace, type: csv}
+  policies:
+    allowed_users: [alice]
+    allowed_algorithms: ["(?=x)y", "Not An Image"]
+  algorithm_env: {"9A": 1, PKG_NAME: x}
+  private_docker_registries:
+    - {registry: "https://r.example.org", username: u, password: hunter2}
+  runtime: {}
+runtime:
+  kind: dokcer
+  owner: Not_A_Label
+  run: {memory: 4 gigs, deadline: 12, cpus: -1, scratsh: 1GiB, pids: 0}
+  total: {memory: 1GiB}
+  egress: {data_extration: ["db:1"], preprocessing: ["*.example.org:1", "db"]}
+  databases: {a_b: {egress: ["db:1"]}}
+  images: [{pattern: x/y}, {pattern: x/y, run_as: root, risk_accepted: " "}]
+  docker: {host: /var/run/docker.sock}
+  proxy: {https: "secret-proxy"}
+sevrer: x
+"#;
+    let shown = problems(text, &environment([]));
+    assert!(
+        !shown.contains("hunter2") && !shown.contains("secret-proxy"),
+        "{shown}"
+    );
+    insta::assert_snapshot!(shown);
+}
+
+#[test]
+fn broken_yaml_names_the_line() {
+    insta::assert_snapshot!(problems("node:\n  name: [a\n  hq: x\n", &environment([])));
+    let missing = load(Path::new("/nowhere/node.yaml"), &environment([]))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        missing.contains("/nowhere/node.yaml: it can't be read"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn yaml_of_the_old_kind_reads_as_in_python() {
+    let config = read(
+        "hq_url: http://hq\nport: '80'\napi_path: ''\nshare_config: no\n",
+        &flat_environment(),
+    );
+    let shown = config.unwrap_err().to_string();
+    assert!(shown.contains("api_path: it is empty"), "{shown}");
+    let config = read(
+        "hq_url: http://hq\nport: 80\napi_path: /\nshare_config: No\n",
+        &flat_environment(),
+    )
+    .unwrap();
+    assert!(!config.share_config);
+    assert_eq!(config.hq.api().as_str(), "http://hq/");
+}
+
+#[test]
+fn the_environment_wins() {
+    let environment = environment([
+        ("V6_API_KEY", "other-key"),
+        ("V6_NODE_NAME", "other"),
+        ("KEYCLOAK_URL", "http://other"),
+        ("PRIVATE_KEY", "/keys/k.pem"),
+        ("V6_PROXY_HOST", "http://proxy"),
+        ("DATABASE_LABELS", "a, a-b"),
+        ("DATABASE_A_URI", "/data/a.csv"),
+        ("DATABASE_A_TYPE", "csv"),
+        ("DATABASE_A_B_URI", "postgresql://u:hunter2@db/x"),
+        ("DATABASE_A_B_TYPE", "sql"),
+        ("DATABASE_A_B_PASSWORD", "ABCDEFGH"),
+        ("DATABASE_OTHER_URI", "/x"),
+    ]);
+    let text = CHART
+        .replace("    omop:\n", "    a-b:\n")
+        .replace("    lung:\n", "    a:\n");
+    let config = read(&text, &environment).unwrap();
+    assert_eq!(config.api_key.expose(), "other-key");
+    assert_eq!(config.name, "other");
+    assert_eq!(config.keycloak.url.as_str(), "http://other/");
+    assert_eq!(config.encryption.private_key, Some("/keys/k.pem".into()));
+    let [a, b] = config.databases.as_slice() else {
+        panic!("{:?}", config.databases)
+    };
+    // The Python node hands label "a" the address and password of "a-b".
+    assert!(a.parameters.is_empty(), "{a:?}");
+    assert_eq!(
+        b.source,
+        Source::Service("postgresql://u:hunter2@db/x".to_owned().into())
+    );
+    assert_eq!(b.parameters["PASSWORD"].expose(), "ABCDEFGH");
+    let notices: Vec<String> = config.notices.iter().map(ToString::to_string).collect();
+    let notices = notices.join("\n");
+    assert!(
+        !notices.contains("hunter2") && !notices.contains("ABCDEFGH"),
+        "{notices}"
+    );
+    insta::assert_snapshot!(notices);
+}
+
+#[test]
+fn databases_of_the_environment_are_checked() {
+    let text = "hq_url: http://hq\nport: 80\napi_path: /hq\n";
+    let with = |variables: &[(&str, &str)]| {
+        let fixed = [
+            ("V6_NODE_NAME", "a"),
+            ("V6_API_KEY", "k"),
+            ("KEYCLOAK_URL", "http://k"),
+            ("KEYCLOAK_REALM", "r"),
+        ];
+        problems(text, &fixed.iter().chain(variables).copied().collect())
+    };
+    insta::assert_snapshot!(with(&[
+        ("DATABASE_LABELS", "a,../b,A,c"),
+        ("DATABASE_A_TYPE", "a/b"),
+        ("DATABASE_C_URI", "/c"),
+    ]));
+}
+
+#[test]
+fn a_service_without_a_grant_is_warned_of() {
+    let text = CHART.replace(
+        "      egress: [\"db.example.org:5432\"]",
+        "      read_only: no",
+    );
+    let config = read(&text, &environment([])).unwrap();
+    let shown: Vec<String> = config.notices.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(shown.join("\n"));
+}
+
+#[test]
+fn settings_of_vantage6s_own_template_are_known() {
+    let text = "
+nameOverride: vantage6-node
+node:
+  name: a
+  apiKey: k
+  production: true
+  keycloak: {url: 'http://k'}
+  hq: {url: 'http://hq'}
+  image: x
+  imagePullPolicy: Always
+  taskNamespace: t
+  k8sNodeName: docker-desktop
+  logging:
+    level: INFO
+    file: node.log
+    storageSize: 1Gi
+    storageClass: local-storage
+    volumeHostPath: /var/log
+    max_size: 1024
+    use_console: true
+    datefmt: '%Y'
+    format: '%(message)s'
+    backup_count: 5
+    loggers: [{level: warning, name: urllib3}]
+  encryption: {enabled: false, private_key: ''}
+  proxyPort: 7654
+  persistence: {tasks: {hostPath: /t}, database: {size: 5Gi}}
+  databases: []
+  share_config: true
+  share_algorithm_logs: true
+  policies: {require_algorithm_pull: true, allowed_algorithms: []}
+  prometheus: {enabled: true, report_interval_seconds: 45}
+  algorithm_env: [{name: A, value: 1}]
+  whitelist: {data_extraction: {egress: []}}
+  createSecrets: true
+  debug: {socketio: false}
+  dev: {task_dir_extension: x}
+";
+    let config = read(text, &environment([])).unwrap();
+    assert_eq!(config.hq.api().as_str(), "http://hq:7601/hq/");
+    assert_eq!(config.keycloak.realm, "vantage6");
+    assert_eq!(config.algorithm_env["A"], "1");
+    let notices: Vec<String> = config.notices.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notices.join("\n"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_panics(text in "([a-z]{1,4}: ?|- |[\\[\\]{},#&*!|>'\"%@`~\n ]|node:|runtime:|.){0,60}") {
+        let _ = read(&text, &environment([]));
+    }
+}

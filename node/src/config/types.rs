@@ -1,0 +1,236 @@
+//! The configuration as the rest of the node sees it: parsed and checked.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+use v6_runtime::Owner;
+
+use super::database::Database;
+use super::egress::Endpoint;
+use super::problem::Notice;
+use crate::policy::{ImagePattern, Policies};
+use crate::secret::Secret;
+
+/// Everything that the operator decided. Made by [`super::load`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// `V6_NODE_NAME`: the name under which the node was made at HQ.
+    pub name: String,
+    /// `V6_API_KEY`: the client secret at Keycloak.
+    pub api_key: Secret,
+    /// The identity provider.
+    pub keycloak: Keycloak,
+    /// The V6 server.
+    pub hq: Hq,
+    /// End-to-end encryption.
+    pub encryption: Encryption,
+    /// The data of this node, in the operator's order; labels are unique also by
+    /// their environment form.
+    pub databases: Vec<Database>,
+    /// Who may run what.
+    pub policies: Policies,
+    /// Tell HQ what this node allows (`share_config`).
+    pub share_config: bool,
+    /// Send the output of algorithms to HQ (`share_algorithm_logs`).
+    pub share_algorithm_logs: bool,
+    /// Variables for every algorithm, by name; names are valid identifiers.
+    pub algorithm_env: BTreeMap<String, String>,
+    /// Logins at image registries.
+    pub registries: Vec<RegistryLogin>,
+    /// `logging.level`, if the file has one.
+    pub log_level: Option<tracing::Level>,
+    /// Settings that V6 does not have.
+    pub runtime: Runtime,
+    /// What the operator should hear about this configuration.
+    pub notices: Vec<Notice>,
+}
+
+/// Where the node signs in.
+#[derive(Clone, Debug)]
+pub struct Keycloak {
+    /// Base address; its path ends with a slash, so that [`Url::join`] keeps it.
+    pub url: Url,
+    /// The realm's name.
+    pub realm: String,
+}
+
+/// Where HQ is.
+#[derive(Clone, Debug)]
+pub struct Hq {
+    /// Scheme, host and port. Socket.IO lives at this root.
+    pub root: Url,
+    /// The REST API's path, with a leading and without a trailing slash; empty for none.
+    pub api_path: String,
+}
+
+impl Hq {
+    /// The REST API's base, with a trailing slash, so that [`Url::join`] keeps it.
+    pub fn api(&self) -> Url {
+        let mut url = self.root.clone();
+        url.set_path(&format!("{}/", self.api_path));
+        url
+    }
+}
+
+/// The collaboration's encryption, as the operator expects it.
+#[derive(Clone, Debug)]
+pub struct Encryption {
+    /// Must equal the collaboration's own setting at HQ.
+    pub enabled: bool,
+    /// The private key's PEM file; absolute. Always there when `enabled`.
+    pub private_key: Option<PathBuf>,
+}
+
+/// A login at one image registry.
+#[derive(Clone, Debug)]
+pub struct RegistryLogin {
+    /// Host and optional port.
+    pub registry: String,
+    /// User name.
+    pub username: String,
+    /// Password or token.
+    pub password: Secret,
+}
+
+/// The `runtime:` section.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// Which engine; `--runtime` overrides it.
+    pub kind: RuntimeKind,
+    /// Marks this node's runs at the engine: a DNS label of at most 40 bytes.
+    pub owner: Owner,
+    /// Sessions, keys and other files that stay. Absolute.
+    pub data_dir: PathBuf,
+    /// Sockets and the lock. Absolute; may vanish with a reboot.
+    pub runtime_dir: PathBuf,
+    /// Runs in progress at once; more wait.
+    pub max_concurrent_runs: usize,
+    /// Sum over all runs in progress; more wait.
+    pub total: Total,
+    /// What each run gets.
+    pub run: RunLimits,
+    /// How often HQ's open runs are compared with the engine's, apart from events.
+    pub poll_interval: Duration,
+    /// Images that get more than the others.
+    pub images: Vec<ImageException>,
+    /// Addresses that every run of an action may reach.
+    pub egress: BTreeMap<Action, Vec<Endpoint>>,
+    /// Where Docker listens; the client's own default if none.
+    pub docker_host: Option<String>,
+    /// HTTP proxies for the node's own connections.
+    pub proxy: Proxy,
+    /// PEM files of certificate authorities to trust besides the usual ones. Absolute.
+    pub ca_certificates: Vec<PathBuf>,
+}
+
+/// Limits on the sum of all runs in progress; `None` is no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// Processors, in thousandths.
+    pub cpu_milli: Option<NonZeroU32>,
+    /// Memory in bytes.
+    pub memory_bytes: Option<NonZeroU64>,
+}
+
+/// Limits on one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunLimits {
+    /// Processors, in thousandths.
+    pub cpu_milli: NonZeroU32,
+    /// Memory in bytes.
+    pub memory_bytes: NonZeroU64,
+    /// Processes and threads.
+    pub pids: NonZeroU32,
+    /// The temporary folder's size in bytes.
+    pub scratch_bytes: NonZeroU64,
+    /// The size of each output file in bytes.
+    pub output_bytes: NonZeroU64,
+    /// How long the run may last; `None` is for ever.
+    pub deadline: Option<Duration>,
+    /// Between the request to stop and the kill.
+    pub grace: Duration,
+    /// Bytes of output (stdout and stderr) that are kept.
+    pub log_bytes: NonZeroU64,
+}
+
+/// The engines by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum RuntimeKind {
+    /// Docker, through its API.
+    Docker,
+}
+
+impl RuntimeKind {
+    /// The name in the configuration and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+        }
+    }
+}
+
+/// The step types of V6; the `action` of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// Makes a dataframe from a database.
+    DataExtraction,
+    /// Changes a dataframe.
+    Preprocessing,
+    /// Computes on dataframes of this node.
+    FederatedCompute,
+    /// Creates subtasks and combines their results.
+    CentralCompute,
+    /// Works on results.
+    Postprocessing,
+}
+
+impl Action {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::DataExtraction,
+        Self::Preprocessing,
+        Self::FederatedCompute,
+        Self::CentralCompute,
+        Self::Postprocessing,
+    ];
+
+    /// V6's word for it (`vantage6.common.enum.AlgorithmStepType`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DataExtraction => "data_extraction",
+            Self::Preprocessing => "preprocessing",
+            Self::FederatedCompute => "federated_compute",
+            Self::CentralCompute => "central_compute",
+            Self::Postprocessing => "postprocessing",
+        }
+    }
+}
+
+/// More than the floor, for the images that match, at a risk that the operator named.
+#[derive(Clone, Debug)]
+pub struct ImageException {
+    /// Which images.
+    pub pattern: ImagePattern,
+    /// Run as the image's own user, root included.
+    pub run_as_image: bool,
+    /// Let the run write to its root file system.
+    pub writable_root: bool,
+    /// The operator's own words on the risk; never blank.
+    pub risk_accepted: String,
+}
+
+/// HTTP proxies for the node's own connections.
+#[derive(Clone, Debug, Default)]
+pub struct Proxy {
+    /// For `http` addresses; a secret, since it may hold a password.
+    pub http: Option<Secret>,
+    /// For `https` addresses.
+    pub https: Option<Secret>,
+    /// Hosts that are reached without a proxy, comma-separated as in `NO_PROXY`.
+    pub no_proxy: Option<String>,
+}
