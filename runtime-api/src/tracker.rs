@@ -31,7 +31,12 @@ struct Shared {
 #[derive(Default)]
 struct State {
     runs: Known,
-    waiting: HashMap<RunId, Vec<oneshot::Sender<Result<RunStatus, ErrorKind>>>>,
+    waiting: HashMap<RunId, Vec<Waiter>>,
+}
+
+struct Waiter {
+    until: Box<dyn Fn(&RunStatus) -> bool + Send>,
+    tell: oneshot::Sender<Result<RunStatus, ErrorKind>>,
 }
 
 impl Tracker {
@@ -54,6 +59,21 @@ impl Tracker {
     /// `NotFound` if there is no such run, or it was cleaned up meanwhile; `Protocol` if the watch
     /// ended for good.
     pub async fn wait(&self, id: &RunId) -> Result<RunStatus> {
+        self.wait_until(id, |run| run.phase.is_finished()).await
+    }
+
+    /// Waits until `until` holds for the state of a run. A run may skip phases: ask for "at least
+    /// running" by [`rank`](crate::RunPhase::rank), not for one phase.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub async fn wait_until(
+        &self,
+        id: &RunId,
+        until: impl Fn(&RunStatus) -> bool + Send + 'static,
+    ) -> Result<RunStatus> {
         let mut synced = self.0.shared.synced.subscribe();
         let ended = || Error::new(ErrorKind::Protocol, "the watch ended").with_run(id);
         synced
@@ -62,13 +82,16 @@ impl Tracker {
             .map_err(|_| ended())?;
         let waiting = {
             let mut state = self.0.shared.state();
-            if let Some(known) = state.runs.get(id).filter(|run| run.phase.is_finished()) {
+            if let Some(known) = state.runs.get(id).filter(|run| until(run)) {
                 return Ok(known.clone());
             }
             let (tell, waiting) = oneshot::channel();
             let waiters = state.waiting.entry(id.clone()).or_default();
-            waiters.retain(|waiter| !waiter.is_closed());
-            waiters.push(tell);
+            waiters.retain(|waiter| !waiter.tell.is_closed());
+            waiters.push(Waiter {
+                until: Box::new(until),
+                tell,
+            });
             waiting
         };
         match waiting.await {
@@ -122,11 +145,8 @@ impl Shared {
             }
             WatchEvent::Changed(run) => {
                 let id = run.id.clone();
-                let finished = run.phase.is_finished();
                 state.runs.insert(id.clone(), *run);
-                if finished {
-                    state.settle(&id);
-                }
+                state.settle(&id);
             }
             WatchEvent::Removed(id) => {
                 state.runs.remove(&id);
@@ -138,15 +158,22 @@ impl Shared {
 }
 
 impl State {
-    /// Answers those who wait for a run that is over or gone.
+    /// Answers those whose wait for this run is over.
     fn settle(&mut self, id: &RunId) {
-        let answer = match self.runs.get(id) {
-            Some(run) if run.phase.is_finished() => Ok(run.clone()),
-            Some(_) => return,
-            None => Err(ErrorKind::NotFound),
+        let Some(waiters) = self.waiting.remove(id) else {
+            return;
         };
-        for waiter in self.waiting.remove(id).into_iter().flatten() {
-            let _ = waiter.send(answer.clone());
+        let known = self.runs.get(id);
+        let mut left = Vec::new();
+        for waiter in waiters {
+            match known {
+                Some(run) if !(waiter.until)(run) => left.push(waiter),
+                Some(run) => drop(waiter.tell.send(Ok(run.clone()))),
+                None => drop(waiter.tell.send(Err(ErrorKind::NotFound))),
+            }
+        }
+        if !left.is_empty() {
+            self.waiting.insert(id.clone(), left);
         }
     }
 }
