@@ -1,2 +1,5 @@
 //! The `v6-node` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    v6_node::cli::main()
+}

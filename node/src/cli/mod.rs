@@ -4,6 +4,7 @@ pub mod check;
 mod exit;
 mod failure;
 mod logging;
+mod node_args;
 
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ use tracing::Level;
 pub use exit::Exit;
 pub use failure::{Failure, render};
 pub use logging::{LogFormat, init as start_log};
+pub use node_args::{NodeArgs, announce};
 
 use crate::config::Environment;
 

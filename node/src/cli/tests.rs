@@ -31,3 +31,12 @@ fn exit_codes_are_told_apart() {
     codes.dedup();
     assert_eq!(codes, [0, 1, 64, 69, 70, 75, 77]);
 }
+
+#[test]
+fn the_documentation_has_the_exit_codes() {
+    let page = include_str!("../../../docs/configuration.md");
+    for exit in Exit::ALL {
+        let begin = format!("| {} | ", exit.code());
+        assert!(page.lines().any(|line| line.starts_with(&begin)), "{begin}");
+    }
+}

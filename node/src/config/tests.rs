@@ -298,3 +298,37 @@ proptest::proptest! {
         let _ = read(&text, &environment([]));
     }
 }
+
+/// The names of all keys below `node` that are not the operator's own words.
+fn keys(node: &yaml::Node, found: &mut Vec<String>) {
+    match &node.value {
+        yaml::Value::Scalar { .. } => {}
+        yaml::Value::Sequence(items) => items.iter().for_each(|item| keys(item, found)),
+        yaml::Value::Mapping(entries) => {
+            for (key, node) in entries {
+                let own_words = ["lung", "omop", "USER", "PASSWORD"];
+                if !own_words.contains(&key.name.as_str()) {
+                    found.push(key.name.clone());
+                }
+                keys(node, found);
+            }
+        }
+    }
+}
+
+#[test]
+fn each_key_of_the_sample_is_documented() {
+    let page = include_str!("../../../docs/configuration.md");
+    let words: Vec<&str> = page
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .collect();
+    let mut found = Vec::new();
+    keys(&yaml::parse(CHART).unwrap(), &mut found);
+    assert!(found.len() > 50, "{found:?}");
+    for key in found {
+        assert!(
+            words.contains(&key.as_str()),
+            "{key} is not in docs/configuration.md"
+        );
+    }
+}

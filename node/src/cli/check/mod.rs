@@ -9,26 +9,20 @@ mod readable;
 mod report;
 
 use std::io::{self, IsTerminal as _, Write};
-use std::path::PathBuf;
 
 pub use probe::{DEFAULT_TIMEOUT, Finding, Line, Probe, Verdict};
 
 use super::exit::Exit;
 use super::failure::Failure;
-use crate::config::{self, Config, Environment, Origin, Problems, Weight};
+use super::node_args::NodeArgs;
+use crate::config::{Config, Environment, Origin, Problems, Weight};
 
 /// What `check` takes on the command line.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The node's configuration file, as of vantage6 5.x
-    #[arg(
-        long,
-        short,
-        value_name = "FILE",
-        env = "V6_NODE_CONFIG",
-        hide_env_values = true
-    )]
-    pub config: PathBuf,
+    /// Configuration and engine.
+    #[command(flatten)]
+    pub node: NodeArgs,
 
     /// Print one JSON object instead of lines
     #[arg(long)]
@@ -57,7 +51,7 @@ pub async fn run(
         Ok(())
     };
     let told = |error: io::Error| Failure::new(Exit::Internal, error);
-    match config::load(&args.config, environment) {
+    match args.node.load(environment) {
         Err(problems) => of_problems(&problems)
             .into_iter()
             .try_for_each(&mut add)

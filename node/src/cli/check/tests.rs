@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::config;
 
 fn environment() -> Environment {
     [("HOME", "/home/v6")].into_iter().collect()
