@@ -1,4 +1,9 @@
 //! A vantage6 node that takes its container engine by name.
 
+pub mod cli;
+pub mod config;
 pub mod crypto;
+pub mod hq;
+pub mod policy;
 pub mod secret;
+pub mod wire_env;
