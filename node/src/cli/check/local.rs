@@ -51,7 +51,10 @@ impl Probe for Data {
 
     async fn run(&self) -> Finding {
         let database = self.0.clone();
-        let looked = tokio::task::spawn_blocking(move || look_at(&database)).await;
+        let looked = tokio::task::spawn_blocking(move || {
+            look_at(&database, &Reader::of_runs(database.group))
+        })
+        .await;
         looked.unwrap_or_else(|_| {
             Finding::fail(
                 "looking at it failed",
@@ -61,7 +64,7 @@ impl Probe for Data {
     }
 }
 
-fn look_at(database: &Database) -> Finding {
+fn look_at(database: &Database, reader: &Reader) -> Finding {
     let label = &database.label;
     let (path, what) = match database.locate() {
         Located::File(path) => (path, "file"),
@@ -84,7 +87,6 @@ fn look_at(database: &Database) -> Finding {
             );
         }
     };
-    let reader = Reader::of_runs(database.group);
     let uid = reader.uid;
     match reader.can_read(&path) {
         Ok(()) => Finding::ok(format!(
@@ -243,7 +245,11 @@ fn judge_clock(now: SystemTime, written: Option<SystemTime>) -> Finding {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::cli::check::Verdict;
 
@@ -268,5 +274,68 @@ mod tests {
             judge_clock(start, Some(start + hour)).verdict,
             Verdict::Fail
         );
+    }
+
+    #[tokio::test]
+    async fn keys() {
+        let recorded: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/data/encryption-5.0.3.json"))
+                .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        let probe = Key(path.clone());
+        for (text, mode, verdict) in [
+            (
+                recorded["private_key_pkcs8_pem"].as_str().unwrap(),
+                0o600,
+                Verdict::Ok,
+            ),
+            (
+                recorded["private_key_pkcs8_pem"].as_str().unwrap(),
+                0o644,
+                Verdict::Warn,
+            ),
+            (
+                recorded["private_key_encrypted_pem"].as_str().unwrap(),
+                0o600,
+                Verdict::Fail,
+            ),
+            ("no key", 0o600, Verdict::Fail),
+        ] {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let finding = probe.run().await;
+            assert_eq!(finding.verdict, verdict, "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn unreadable_data_names_the_group_that_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.csv");
+        fs::write(&path, "x").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o040)).unwrap();
+        let group = fs::metadata(&path).unwrap().gid();
+        let database = Database {
+            label: "a".into(),
+            kind: "csv".into(),
+            source: crate::config::Source::Path(path),
+            parameters: std::collections::BTreeMap::new(),
+            read_only: true,
+            group: None,
+            egress: Vec::new(),
+        };
+        let own = rustix::process::geteuid().as_raw();
+        let mut reader = Reader {
+            uid: own + 1,
+            groups: Vec::new(),
+        };
+        let finding = look_at(&database, &reader);
+        assert_eq!(finding.verdict, Verdict::Fail, "{finding:?}");
+        let hint = format!("runtime.databases.a.group: {group}");
+        assert!(finding.remedy.is_some_and(|remedy| remedy.contains(&hint)));
+        reader.groups.push(group);
+        let finding = look_at(&database, &reader);
+        assert_ne!(finding.verdict, Verdict::Fail, "{finding:?}");
     }
 }
