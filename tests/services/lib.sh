@@ -69,7 +69,7 @@ fingerprint() { sha256sum | cut -c1-12; }
 # who ask at the same time. cached NAME WHAT BUILDER [ARGUMENT...]; the builder is
 # called with the path to fill and the arguments.
 cached() {
-	local name=$1 what=$2 builder=$3 path=$cache/$1 part lock began
+	local name=$1 what=$2 builder=$3 path=$cache/$1 part lock began code
 	shift 3
 	if ! [ -e "$path" ]; then
 		may_install || die "$what is not there yet: run again with --install (V6_TESTS_INSTALL=1), which downloads it into $cache"
@@ -81,8 +81,12 @@ cached() {
 			say "preparing $what (once; kept in $cache)"
 			part=$cache/.$name.part
 			rm -rf "$part"
-			# A subshell of its own: `set -e` must hold in the builder.
-			("$builder" "$part" "$@") >&2 </dev/null 9>&- {lock}>&- || die "$what could not be prepared"
+			# Not `(...) || die`: after that, `set -e` would not hold in the builder.
+			set +e
+			(set -e && "$builder" "$part" "$@") >&2 </dev/null 9>&- {lock}>&-
+			code=$?
+			set -e
+			[ $code = 0 ] || die "$what could not be prepared"
 			mv -T "$part" "$path"
 			say "$what: $(du -sm "$path" | cut -f1) MB in $(($(now_ms) - began)) ms"
 		fi
@@ -105,9 +109,9 @@ start_time() {
 
 # Whether the program that was started under this name runs: alive NAME
 alive() {
-	local pid started
+	local pid started found
 	read -r pid started 2>/dev/null <"$work/run/$1.pid" || return 1
-	[ "$(start_time "$pid")" = "$started" ]
+	found=$(start_time "$pid") && [ "$found" = "$started" ]
 }
 
 # Start a program in the background, in a session of its own, unless it runs
@@ -117,7 +121,8 @@ start_program() {
 	shift
 	if alive "$name"; then return 0; fi
 	setsid "$@" >>"$work/log/$name.log" 2>&1 </dev/null 9>&- &
-	echo "$! $(start_time $!)" >"$work/run/$name.pid"
+	# One that has ended already gets no time, and so counts as not alive.
+	echo "$! $(start_time $! || true)" >"$work/run/$name.pid"
 }
 
 # Wait for a command to succeed while a program runs: wait_for NAME WHAT COMMAND...
@@ -130,7 +135,7 @@ wait_for() {
 			tail -n 5 "$work/log/$name.log" >&2
 			die "$name ended while we waited for $what: see $work/log/$name.log"
 		fi
-		[ $SECONDS -lt $until ] || die "no $what in $START_TIMEOUT s: see $work/log/$name.log"
+		[ $SECONDS -lt $until ] || die "waited $START_TIMEOUT s in vain for $what: see $work/log/$name.log"
 		sleep 0.05
 	done
 	say "$what after $(($(now_ms) - began)) ms"

@@ -34,7 +34,8 @@ unpack() {
 		shift
 	done
 	shift
-	need_packages "unpacking Debian packages" debian-archive-keyring
+	# pip of Debian's packages reads the certificates that ca-certificates installs.
+	need_packages "unpacking Debian packages" debian-archive-keyring ca-certificates
 	mkdir -p "$folder" "$state"/{lists,archives}/partial
 	: >"$state/status"
 	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(debian_mirror) $suite main" >"$state/sources.list"
@@ -99,10 +100,15 @@ build_hq() {
 
 case ${1:-} in
 	tree) python_tree ;;
-	python) echo "$(python_tree)/usr/bin/python3.13-here" ;;
+	python)
+		tree=$(python_tree)
+		echo "$tree/usr/bin/python3.13-here"
+		;;
 	hq)
 		tree=$(python_tree)
-		echo "$(cached "hq-$V6_VERSION-$({ declare -f make_venv build_hq; echo "$tree"; } | fingerprint)" "vantage6 HQ and client $V6_VERSION" build_hq "$tree")/bin/python"
+		key=$({ declare -f make_venv build_hq && echo "$tree"; } | fingerprint)
+		environment=$(cached "hq-$V6_VERSION-$key" "vantage6 HQ and client $V6_VERSION" build_hq "$tree")
+		echo "$environment/bin/python"
 		;;
 	*) die "usage: python.sh tree|python|hq" ;;
 esac
