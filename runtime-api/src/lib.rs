@@ -35,8 +35,8 @@ pub use logs::{LogChunk, LogOptions, LogPosition, LogStream};
 pub use name::{GrantName, NAME_MAX, OutputName, Owner, RunId};
 pub use path::ContainerPath;
 pub use runtime::{
-    Accepted, CancelOptions, Cancelled, CleanedUp, CleanupOptions, EngineInfo, ResultStream,
-    Runtime,
+    Accepted, CancelOptions, Cancelled, CleanedUp, CleanupOptions, EngineInfo, Observation,
+    ResultStream, Runtime,
 };
 pub use secret::Secret;
 pub use spec::{

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures_core::Stream;
 
 use crate::{
-    Capabilities, Connection, ImageRef, Lease, LogChunk, LogOptions, OutputName, Owner, PullPolicy,
-    ResolvedImage, Result, RunId, RunSpec, RunStatus, WatchEvent,
+    Capabilities, Connection, Error, ImageRef, Lease, LogChunk, LogOptions, OutputName, Owner,
+    PullPolicy, ResolvedImage, Result, RunId, RunSpec, RunStatus, WatchEvent,
 };
 
 /// A stream that borrows nothing: it outlives the call and the reference it was made with.
@@ -53,6 +53,20 @@ pub trait Runtime: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`, `Timeout`, `Denied`, `Protocol`.
     async fn ping(&self) -> Result<EngineInfo>;
+
+    /// Starts a run of the backend's own, tries from inside what a run must not be able to do, and
+    /// tells what it saw. Leaves nothing behind. Takes seconds; for an operator's check, and before
+    /// a node begins to serve.
+    ///
+    /// # Errors
+    /// As [`ping`](Self::ping); an examination that could not be finished is an error, not a
+    /// finding.
+    async fn examine(&self) -> Result<Vec<Observation>> {
+        Err(Error::unsupported(
+            "examine",
+            "this runtime cannot examine itself",
+        ))
+    }
 
     /// Makes this process the owner's only one, as long as the lease is held.
     ///
@@ -229,6 +243,29 @@ impl EngineInfo {
     }
 }
 
+/// One thing that [`Runtime::examine`] tried.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Observation {
+    /// What was tried, in a few words, the same in every examination.
+    pub name: String,
+    /// Whether it came out as it must.
+    pub holds: bool,
+    /// What was seen.
+    pub seen: String,
+}
+
+impl Observation {
+    /// An observation.
+    pub fn new(name: impl Into<String>, holds: bool, seen: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            holds,
+            seen: seen.into(),
+        }
+    }
+}
+
 macro_rules! forward {
     ($pointer:ident) => {
         #[async_trait]
@@ -245,6 +282,9 @@ macro_rules! forward {
             }
             async fn ping(&self) -> Result<EngineInfo> {
                 (**self).ping().await
+            }
+            async fn examine(&self) -> Result<Vec<Observation>> {
+                (**self).examine().await
             }
             async fn acquire(&self) -> Result<Lease> {
                 (**self).acquire().await
