@@ -264,10 +264,19 @@ impl RunSpec {
                     ),
                 ));
             }
-            if mount.access == Access::ReadWrite && !mount.is_folder() && !mount.is_external() {
+            let copied = |output: &Output| {
+                output.kind == OutputKind::Folder && mount.target.is_below(&output.path)
+            };
+            if mount.access == Access::ReadWrite
+                && mount.is_given()
+                && !self.outputs.values().any(copied)
+            {
                 return Err(Error::invalid(
                     "mounts",
-                    format!("{}: given content is read-only", mount.target),
+                    format!(
+                        "{}: given content is writable only below a folder output",
+                        mount.target
+                    ),
                 ));
             }
         }
@@ -304,6 +313,10 @@ impl From<Secret> for EnvValue {
 }
 
 /// One file or folder that the run can see.
+///
+/// Given content (inline, secret, stream) is read-only, with one exception: below a folder
+/// [`Output`] it may be [`ReadWrite`](Access::ReadWrite), which makes it the beginning of that
+/// output: the run may change and remove it, and it is collected with the folder.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Mount {
@@ -344,10 +357,12 @@ impl Mount {
         )
     }
 
-    fn is_external(&self) -> bool {
+    /// Whether the caller gives the content, a file.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
         matches!(
             self.source,
-            MountSource::HostPath(_) | MountSource::Volume(_)
+            MountSource::Inline(_) | MountSource::Secret(_) | MountSource::Stream(_)
         )
     }
 }
@@ -399,7 +414,8 @@ pub enum OutputKind {
     /// writes into it and can neither replace nor remove it.
     File,
     /// A folder, writable and private to the run, empty but for what is mounted below it.
-    /// Collected as a tar archive of its regular files and folders, without what was mounted.
+    /// Collected as a tar archive of its regular files and folders, without what was mounted
+    /// read-only.
     Folder,
 }
 
