@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # A Docker engine for tests: the one that runs, or else one of our own.
 #
-#   eval "$(docker.sh up WORKDIR [--own])"     sets DOCKER_HOST
-#   docker.sh stop WORKDIR                     ends our own engine, keeps its data
-#   docker.sh down WORKDIR                     ends it and removes all that it left
+#   eval "$(docker.sh up WORKDIR [--own] [--live-restore])"     sets DOCKER_HOST
+#   docker.sh stop WORKDIR     ends our own engine, which ends its containers; keeps data
+#   docker.sh crash WORKDIR    kills the daemon alone, at once; `up` starts it again
+#   docker.sh down WORKDIR     ends it and removes all that it left
 #
 # `up` takes the engine of DOCKER_HOST, or of /var/run/docker.sock, if it answers;
-# with --own it never does. Its own engine is beside any other: with a containerd, a
+# with --own it never does. With --live-restore, containers outlive the daemon (Docker's
+# own default is that they don't). Our own engine is beside any other: with a containerd, a
 # data folder and a cgroup of its own, no bridge, no rule in the packet filter.
 # `down` and `stop` never touch an engine that was not started here.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -21,11 +23,17 @@ names() {
 }
 
 up() {
-	local option=${1:-}
+	local option own='' settings='{}'
 	names
-	case $option in '' | --own) ;; *) die "up: unknown option $option" ;; esac
+	for option; do
+		case $option in
+			--own) own=1 ;;
+			--live-restore) settings='{"live-restore": true}' ;;
+			*) die "up: unknown option $option" ;;
+		esac
+	done
 	need_packages "talking to Docker" curl
-	if [ -z "$option" ] && ! alive dockerd && engine_answers; then
+	if [ -z "$own" ] && ! alive dockerd && engine_answers; then
 		say "using the engine at ${DOCKER_HOST:-unix:///var/run/docker.sock}"
 		echo "export DOCKER_HOST=${DOCKER_HOST:-unix:///var/run/docker.sock}"
 		return
@@ -33,7 +41,7 @@ up() {
 	[ "$(id -u)" = 0 ] || die "no Docker engine answers, and only root can start one"
 	if ! { command -v dockerd && command -v containerd && command -v runc; } >/dev/null; then need_packages "a Docker engine" docker.io; fi
 	mkdir -p "$dir"
-	echo '{}' >"$dir/daemon.json"
+	echo "$settings" >"$dir/daemon.json"
 	# dockerd would take the machine's containerd if there is one.
 	cat >"$dir/containerd.toml" <<-END
 		version = 2
@@ -53,6 +61,15 @@ up() {
 	export DOCKER_HOST=unix://$socket
 	wait_for dockerd "an answer from dockerd" engine_answers
 	echo "export DOCKER_HOST=$DOCKER_HOST"
+}
+
+crash() {
+	local pid
+	names
+	alive dockerd || die "our own dockerd does not run"
+	read -r pid _ <"$work/run/dockerd.pid"
+	kill -KILL "$pid"
+	while alive dockerd; do sleep 0.02; done
 }
 
 stop() {
