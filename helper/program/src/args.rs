@@ -27,6 +27,10 @@ v6-helper init [OPTION…] -- COMMAND [ARGUMENT…]
     Exit codes of its own: 125 it failed itself, 126 COMMAND cannot be executed,
     127 COMMAND was not found.
 
+v6-helper examine [--control HOST:PORT]
+    Tries what a run must not be able to do and prints what it saw as JSON. HOST:PORT must
+    answer a line with the same line.
+
 v6-helper --version
 v6-helper --help
 ";
@@ -59,6 +63,7 @@ pub enum Request {
     Help,
     Version,
     Init(Box<Init>),
+    Examine { control: Option<String> },
 }
 
 /// Reads the arguments that follow the program's name.
@@ -72,11 +77,25 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, S
         return Err("a mode is missing, see --help".into());
     };
     match mode.as_bytes() {
+        b"examine" => parse_examine(arguments),
         b"--help" | b"-h" => Ok(Request::Help),
         b"--version" | b"-V" => Ok(Request::Version),
         b"init" => parse_init(arguments).map(|init| Request::Init(Box::new(init))),
         _ => Err(format!("{mode:?} is not a mode, see --help")),
     }
+}
+
+fn parse_examine(mut arguments: impl Iterator<Item = OsString>) -> Result<Request, String> {
+    let mut control = None;
+    while let Some(argument) = arguments.next() {
+        if argument != "--control" {
+            return Err(format!("{argument:?} is not an option, see --help"));
+        }
+        let value = arguments.next().ok_or("--control needs a value")?;
+        let text = value.into_string().map_err(|value| format!("{value:?} is not UTF-8"))?;
+        control = Some(text);
+    }
+    Ok(Request::Examine { control })
 }
 
 fn parse_init(mut arguments: impl Iterator<Item = OsString>) -> Result<Init, String> {

@@ -3,6 +3,7 @@
 
 mod args;
 mod claim;
+mod examine;
 mod init;
 mod processes;
 mod proxy;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let code = match args::parse(std::env::args_os().skip(1)) {
         Ok(args::Request::Init(options)) => init::run(&options),
+        Ok(args::Request::Examine { control }) => examine::run(control.as_deref()),
         Ok(args::Request::Help) => print(args::HELP),
         Ok(args::Request::Version) => print(concat!("v6-helper ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
