@@ -92,7 +92,9 @@ fn parse_examine(mut arguments: impl Iterator<Item = OsString>) -> Result<Reques
             return Err(format!("{argument:?} is not an option, see --help"));
         }
         let value = arguments.next().ok_or("--control needs a value")?;
-        let text = value.into_string().map_err(|value| format!("{value:?} is not UTF-8"))?;
+        let text = value
+            .into_string()
+            .map_err(|value| format!("{value:?} is not UTF-8"))?;
         control = Some(text);
     }
     Ok(Request::Examine { control })
