@@ -26,7 +26,7 @@ pub use environment::Environment;
 pub use problem::{Notice, Origin, Problem, Problems, Weight};
 use reader::{Context, Fault, Field, Section};
 pub use types::{
-    Action, Config, Encryption, Hq, ImageException, Keycloak, Proxy, RegistryLogin, RunLimits,
+    Config, Encryption, Hq, ImageException, Keycloak, Proxy, RegistryLogin, RunLimits,
     Runtime, RuntimeKind, Total,
 };
 

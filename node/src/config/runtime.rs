@@ -13,7 +13,8 @@ use super::database::{Database, Located, Source, absolute};
 use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
-use super::types::{Action, ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
+use crate::hq::Action;
+use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
 use super::units;
 use crate::policy::ImagePattern;
 use crate::secret::Secret;
@@ -200,8 +201,8 @@ pub(super) fn pattern(field: &Field<'_>) -> Result<ImagePattern, Fault> {
 
 fn egress(section: &Section<'_>) -> BTreeMap<Action, Vec<Endpoint>> {
     let granted = Action::ALL
-        .into_iter()
-        .filter_map(|action| Some((action, section.list(action.name(), endpoint)?)));
+        .iter()
+        .filter_map(|action| Some((*action, section.list(action.as_str(), endpoint)?)));
     let granted = granted.collect();
     section.finish();
     granted

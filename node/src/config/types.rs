@@ -11,6 +11,7 @@ use v6_runtime::Owner;
 use super::database::Database;
 use super::egress::Endpoint;
 use super::problem::Notice;
+use crate::hq::Action;
 use crate::policy::{ImagePattern, Policies};
 use crate::secret::Secret;
 
@@ -170,43 +171,6 @@ impl RuntimeKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Docker => "docker",
-        }
-    }
-}
-
-/// The step types of V6; the `action` of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Action {
-    /// Makes a dataframe from a database.
-    DataExtraction,
-    /// Changes a dataframe.
-    Preprocessing,
-    /// Computes on dataframes of this node.
-    FederatedCompute,
-    /// Creates subtasks and combines their results.
-    CentralCompute,
-    /// Works on results.
-    Postprocessing,
-}
-
-impl Action {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::DataExtraction,
-        Self::Preprocessing,
-        Self::FederatedCompute,
-        Self::CentralCompute,
-        Self::Postprocessing,
-    ];
-
-    /// V6's word for it (`vantage6.common.enum.AlgorithmStepType`).
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::DataExtraction => "data_extraction",
-            Self::Preprocessing => "preprocessing",
-            Self::FederatedCompute => "federated_compute",
-            Self::CentralCompute => "central_compute",
-            Self::Postprocessing => "postprocessing",
         }
     }
 }

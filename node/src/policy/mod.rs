@@ -120,6 +120,15 @@ impl Policies {
         !self.allowed_stores.is_empty()
     }
 
+    /// Whether the operator lists the algorithm store with this address at HQ, so that it may be
+    /// asked, and see the node's token.
+    pub fn lists_store(&self, url: &str) -> bool {
+        let bare = url.trim_end_matches('/');
+        self.allowed_stores.iter().any(|entry| {
+            entry.matches(bare) || entry.matches(url) || entry.as_str().trim_end_matches('/') == bare
+        })
+    }
+
     /// May this sender run anything here? Can be asked before the image is resolved.
     pub fn decide_sender(&self, sender: Sender<'_>) -> Decision {
         if self.allowed_users.is_empty() && self.allowed_organizations.is_empty() {
@@ -211,22 +220,12 @@ impl Policies {
             return Err("the task names no algorithm store, and this node asks for one".to_owned());
         };
         let url = store.url.trim_end_matches('/');
-        let listed = |entry: &&TextPattern| {
-            entry.matches(url)
-                || entry.matches(store.url)
-                || entry.as_str().trim_end_matches('/') == url
-        };
-        match self.allowed_stores.iter().find(listed) {
-            None => Err(format!(
-                "this node does not allow the algorithm store {url}"
-            )),
-            Some(_) if !store.confirms => Err(format!(
-                "the algorithm store {url} does not confirm the image as approved"
-            )),
-            Some(entry) => Ok(format!(
-                "the store matches \"{}\" of allowed_algorithm_stores",
-                entry.as_str()
-            )),
+        if !self.lists_store(store.url) {
+            Err(format!("this node does not allow the algorithm store {url}"))
+        } else if !store.confirms {
+            Err(format!("the algorithm store {url} does not confirm the image as approved"))
+        } else {
+            Ok(format!("the algorithm store {url} is in allowed_algorithm_stores and confirms the image"))
         }
     }
 }

@@ -123,6 +123,12 @@ impl ImagePattern {
         self.pattern.as_str()
     }
 
+    /// The one image that the entry names, if it is plain and has a tag or digest.
+    pub fn image(&self) -> Option<&ImageRef> {
+        let plain = self.plain.as_ref()?;
+        (!plain.any_tag).then_some(&plain.image)
+    }
+
     /// The entry's own image, if [`Self::matches`] needs to know what its tag stands for
     /// before it can decide about `image`.
     pub fn to_resolve(&self, image: &ImageRef) -> Option<&ImageRef> {
