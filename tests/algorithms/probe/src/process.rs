@@ -5,6 +5,7 @@ use std::io;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
@@ -122,8 +123,14 @@ pub(crate) fn trap_term(exit: Option<(u8, Duration)>) -> io::Result<()> {
 pub(crate) fn kill_self(signal: u64) -> Result<(), Failure> {
     let signal = i32::try_from(signal)
         .ok()
-        .and_then(rustix::process::Signal::from_named_raw)
+        .and_then(Signal::from_named_raw)
         .ok_or_else(|| Failure::Usage(format!("there is no signal {signal}")))?;
-    rustix::process::kill_process(rustix::process::getpid(), signal)?;
+    let own = rustix::process::getpid();
+    rustix::process::kill_process(own, signal)?;
+    if matches!(signal, Signal::SEGV | Signal::BUS) {
+        // Rust's own handler takes the first for a stack overflow that isn't one, and
+        // leaves the second to the kernel.
+        rustix::process::kill_process(own, signal)?;
+    }
     Ok(())
 }
