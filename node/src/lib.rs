@@ -6,4 +6,5 @@ pub mod crypto;
 pub mod hq;
 pub mod policy;
 pub mod secret;
+pub mod session;
 pub mod wire_env;
