@@ -183,6 +183,13 @@ fn type_text(kind: &DataType, ordered: bool) -> String {
         }
         // Read from parquet, a map has a field around it; see `dtype`.
         DataType::Map(entries, _) => return plain(entries.data_type()),
+        // pyarrow reads text and bytes back as dictionaries, and nothing else.
+        DataType::Dictionary(_, value)
+            if !(value.is_string()
+                || matches!(**value, DataType::Binary | DataType::LargeBinary)) =>
+        {
+            return plain(value);
+        }
         DataType::Dictionary(index, value) => {
             let (index, value) = (plain(index), plain(value));
             let ordered = u8::from(ordered);
