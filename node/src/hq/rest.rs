@@ -536,6 +536,21 @@ impl Hq {
         path_and_query: &str,
         json: Option<Bytes>,
     ) -> Result<RawAnswer, HqError> {
+        let body = json.map(|json| ("application/json", json));
+        self.forward_as(bearer, method, path_and_query, body).await
+    }
+
+    /// As [`forward`](Self::forward), with the type of the body beside it.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub async fn forward_as(
+        &self,
+        bearer: &Secret,
+        method: Method,
+        path_and_query: &str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<RawAnswer, HqError> {
         let path = path_and_query.trim_start_matches('/');
         let (url, call) = (self.address.join(path)?, name_of(&method, path));
         let start = std::time::Instant::now();
@@ -546,9 +561,9 @@ impl Hq {
                 .client
                 .request(method.clone(), url.clone())
                 .bearer_auth(bearer.expose());
-            if let Some(body) = &json {
+            if let Some((content_type, body)) = &body {
                 request = request
-                    .header(reqwest::header::CONTENT_TYPE, "application/json")
+                    .header(reqwest::header::CONTENT_TYPE, *content_type)
                     .body(body.clone());
             }
             match once(&call, request, LARGE).await {
