@@ -1,7 +1,8 @@
 //! The client against a real HQ 5.0.
 //!
 //! `V6_TEST_HQ` names the JSON file that `tests/services` writes when it has filled an HQ:
-//! addresses, two nodes, and a service account that acts as the user. Without it, or for
+//! addresses, two nodes, and a service account that acts as the user (`seed.py --role
+//! "Collaboration Admin" --service-user NAME`; it makes sessions and tasks, and kills). Without it, or for
 //! tests that need the account and find none, a line `SKIP name: reason` is printed and
 //! the test is listed as ignored.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]

@@ -39,7 +39,11 @@ struct Script {
     /// Answers of Keycloak before it gives a token.
     keycloak: VecDeque<u16>,
     socket: VecDeque<Does>,
-    /// The tokens that came with connections to the socket.
+    /// Answers to `GET version`; 0 closes the connection without one.
+    rest: VecDeque<u16>,
+    /// How long a token lives, in seconds.
+    life: u32,
+    /// The tokens that came with connections to the socket and with `GET version`.
     seen: Vec<String>,
 }
 
@@ -49,6 +53,7 @@ async fn serve(keycloak: &[u16], socket: &[Does]) -> (Url, Shared) {
     let script = Script {
         keycloak: keycloak.iter().copied().collect(),
         socket: socket.iter().copied().collect(),
+        life: 300,
         ..Script::default()
     };
     let shared = Arc::new(Mutex::new(script));
@@ -77,6 +82,11 @@ async fn head(stream: &TcpStream) -> String {
     }
 }
 
+fn bearer(head: &str) -> String {
+    let (_, rest) = head.split_once("Bearer ").unwrap();
+    rest.lines().next().unwrap().to_owned()
+}
+
 async fn connection(mut stream: TcpStream, script: Shared) {
     let head = head(&stream).await;
     if head.starts_with("POST /realms/v/protocol/openid-connect/token ") {
@@ -92,8 +102,8 @@ async fn connection(mut stream: TcpStream, script: Shared) {
                     (
                         200,
                         format!(
-                            r#"{{"access_token":"token-{}","expires_in":300}}"#,
-                            script.tokens
+                            r#"{{"access_token":"token-{}","expires_in":{}}}"#,
+                            script.tokens, script.life
                         ),
                     )
                 }
@@ -104,18 +114,24 @@ async fn connection(mut stream: TcpStream, script: Shared) {
         let length = body.len();
         let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}");
         stream.write_all(answer.as_bytes()).await.unwrap();
+    } else if head.starts_with("GET /hq/version ") {
+        let status = {
+            let mut script = script.lock().unwrap();
+            script.seen.push(bearer(&head));
+            script.rest.pop_front().unwrap_or(200)
+        };
+        let mut sink = vec![0; 8192];
+        let _ = stream.read(&mut sink).await.unwrap();
+        if status > 0 {
+            let body = r#"{"version":"5.0.3","msg":"m"}"#;
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
     } else if head.starts_with("GET /socket.io/?transport=websocket&EIO=4 ") {
-        let token = head
-            .split("Bearer ")
-            .nth(1)
-            .unwrap()
-            .lines()
-            .next()
-            .unwrap()
-            .to_owned();
         let does = {
             let mut script = script.lock().unwrap();
-            script.seen.push(token);
+            script.seen.push(bearer(&head));
             script.socket.pop_front().unwrap_or(Does::Sync)
         };
         let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
@@ -350,4 +366,44 @@ async fn one_renewal_serves_all_who_ask() {
         assert_eq!(token.secret(), &Secret::new("token-2"));
     }
     assert_eq!(script.lock().unwrap().tokens, 2);
+}
+
+async fn rest(url: &Url) -> Hq {
+    let tokens = Tokens::sign_in(&http(), credentials(url)).await.unwrap();
+    Hq::new(
+        http(),
+        HqAddress::new(url.join("hq").unwrap()).unwrap(),
+        tokens,
+    )
+}
+
+#[tokio::test]
+async fn passing_faults_are_waited_out_and_refusals_are_not() {
+    let (url, script) = serve(&[], &[]).await;
+    let hq = rest(&url).await;
+    script.lock().unwrap().rest.extend([0, 503, 500]);
+    assert_eq!(hq.version().await.unwrap(), "5.0.3");
+    assert_eq!(script.lock().unwrap().seen.len(), 4);
+    for refusal in [401, 404, 501] {
+        script.lock().unwrap().rest.extend([refusal]);
+        let error = hq.version().await.unwrap_err();
+        assert_eq!(error.status(), Some(refusal));
+        assert!(error.to_string().ends_with(": m"), "{error}");
+    }
+    assert_eq!(script.lock().unwrap().tokens, 1);
+}
+
+#[tokio::test]
+async fn a_refused_token_past_half_its_life_is_replaced_once() {
+    let (url, script) = serve(&[], &[]).await;
+    script.lock().unwrap().life = 4;
+    let hq = rest(&url).await;
+    // Renewal ahead fails, so that the token grows old.
+    script.lock().unwrap().keycloak.extend([500]);
+    script.lock().unwrap().rest.extend([401]);
+    // The token's age is what is tested: half of its life, and before its end.
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    assert_eq!(hq.version().await.unwrap(), "5.0.3");
+    let seen = script.lock().unwrap().seen.clone();
+    assert_eq!(seen, ["token-1", "token-2"]);
 }

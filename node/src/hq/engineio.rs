@@ -104,7 +104,7 @@ fn read_open(packet: &str) -> Result<Open, LinkError> {
 /// An open connection.
 pub(super) enum Link {
     WebSocket(Box<WebSocketStream<reqwest::Upgraded>>),
-    Polling(Polling),
+    Polling(Box<Polling>),
 }
 
 impl Link {
@@ -120,7 +120,7 @@ impl Link {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::debug!(%error, cause, "no WebSocket to HQ, polling instead");
                 let (polling, open) = limited(Polling::open(http, address, token)).await?;
-                Ok((Self::Polling(polling), open))
+                Ok((Self::Polling(Box::new(polling)), open))
             }
         }
     }

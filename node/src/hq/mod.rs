@@ -16,6 +16,7 @@ mod backoff;
 mod engineio;
 mod error;
 mod event;
+mod forward;
 mod http;
 mod rest;
 mod result_body;

@@ -26,7 +26,7 @@ use crate::secret::Secret;
 /// Largest answer of most calls, in bytes.
 const SMALL: usize = 8 << 20;
 /// Largest page of runs, whose arguments come with them.
-const LARGE: usize = 256 << 20;
+pub(super) const LARGE: usize = 256 << 20;
 /// Runs asked for at once; fewer are tried where a page is larger than [`LARGE`].
 const PAGE_SIZES: [usize; 3] = [250, 10, 1];
 /// More pages than this are not believed.
@@ -63,7 +63,7 @@ impl HqAddress {
 
     /// The address of a call: `path` without a leading slash, perhaps with a query. Dots
     /// that would lead out of the API are an error.
-    fn join(&self, path: &str) -> Result<Url, HqError> {
+    pub(super) fn join(&self, path: &str) -> Result<Url, HqError> {
         let wrong = || HqError::Address {
             address: path.to_owned(),
         };
@@ -110,10 +110,10 @@ impl HqAddress {
 /// stops waiting; HQ may have carried the request out.
 #[derive(Debug, Clone)]
 pub struct Hq {
-    http: Http,
-    address: HqAddress,
+    pub(super) http: Http,
+    pub(super) address: HqAddress,
     tokens: Tokens,
-    retry: Retry,
+    pub(super) retry: Retry,
 }
 
 impl Hq {
@@ -517,71 +517,6 @@ impl Hq {
             .await?;
         let status: wire::BlobStatus = read(&name_of(&Method::GET, path), answer)?;
         Ok(status.blob_store_enabled)
-    }
-
-    /// Passes a request of an algorithm on to HQ with the algorithm's own token, and gives
-    /// HQ's answer as it is, whatever its status. `path_and_query` begins with a slash and
-    /// is below the API's path.
-    ///
-    /// Only a `GET` is repeated when the connection breaks; another method was perhaps
-    /// carried out. What never reached HQ is repeated for every method.
-    ///
-    /// # Errors
-    /// [`HqError::Unreachable`], [`HqError::TooLarge`] for an answer of more than 256 MiB,
-    /// [`HqError::Address`].
-    pub async fn forward(
-        &self,
-        bearer: &Secret,
-        method: Method,
-        path_and_query: &str,
-        json: Option<Bytes>,
-    ) -> Result<RawAnswer, HqError> {
-        let body = json.map(|json| ("application/json", json));
-        self.forward_as(bearer, method, path_and_query, body).await
-    }
-
-    /// As [`forward`](Self::forward), with the type of the body beside it.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub async fn forward_as(
-        &self,
-        bearer: &Secret,
-        method: Method,
-        path_and_query: &str,
-        body: Option<(&'static str, Bytes)>,
-    ) -> Result<RawAnswer, HqError> {
-        let path = path_and_query.trim_start_matches('/');
-        let (url, call) = (self.address.join(path)?, name_of(&method, path));
-        let start = std::time::Instant::now();
-        let mut backoff = super::Backoff::new(self.retry.first_pause, self.retry.longest_pause);
-        loop {
-            let mut request = self
-                .http
-                .client
-                .request(method.clone(), url.clone())
-                .bearer_auth(bearer.expose());
-            if let Some((content_type, body)) = &body {
-                request = request
-                    .header(reqwest::header::CONTENT_TYPE, *content_type)
-                    .body(body.clone());
-            }
-            match once(&call, request, LARGE).await {
-                Err(HqError::Unreachable { call, source }) => {
-                    let never_sent = source
-                        .downcast_ref::<reqwest::Error>()
-                        .is_some_and(reqwest::Error::is_connect);
-                    let pause = backoff.pause();
-                    if !(never_sent || method == Method::GET)
-                        || start.elapsed() + pause > self.retry.within
-                    {
-                        return Err(HqError::Unreachable { call, source });
-                    }
-                    tokio::time::sleep(pause).await;
-                }
-                other => return other,
-            }
-        }
     }
 }
 
