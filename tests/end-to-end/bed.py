@@ -1,0 +1,280 @@
+"""What end-to-end tests lie on: HQ, Docker, organizations with a node and data each.
+
+HQ and Docker are those of the work folder that `V6_TESTS_WORK` names (started there by
+tests/run), or else are started in one of our own. Nodes are processes of the program that
+`V6_NODE` names. Everything is made of the pieces that tests/demo is made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parent.parent
+SERVICES = TESTS / "services"
+sys.path[:0] = [str(TESTS / "user"), str(TESTS / "data"), str(TESTS / "report")]
+
+import v6user  # noqa: E402
+
+PYTHON = "localhost/v6-average-python:test"
+RUST = "localhost/v6-average-rust:test"
+UNRULY = "localhost/v6-unruly:test"
+PROBE = "localhost/v6-probe:test"
+NODES = 3
+MIB = 1 << 20
+# Smaller than the defaults, so that a test of a limit need not fill the disk.
+MAX_OUTPUT = 64 * MIB
+LOG_LIMIT = 4 * MIB
+GRACE = 2
+FINAL = {
+    "completed", "failed", "crashed", "killed by user", "not allowed", "unknown error",
+    "start failed", "non-existing Docker image", "unexpected output", "dataframe not found",
+    "depended on failed task",
+}
+
+
+def until(done: Callable[[], Any], timeout: float, what: str) -> Any:
+    """Wait for a true answer and return it."""
+    end = time.monotonic() + timeout
+    while not (answer := done()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
+        time.sleep(0.05)
+    return answer
+
+
+def shell_variables(text: str) -> dict[str, str]:
+    """The variables of lines like `export A=1 B='2 3'`."""
+    words = [word for line in text.splitlines() for word in shlex.split(line)[1:]]
+    return dict(word.split("=", 1) for word in words)
+
+
+class Services:
+    """HQ and Docker in a work folder."""
+
+    def __init__(self) -> None:
+        given = os.environ.get("V6_TESTS_WORK")
+        self.ours = given is None
+        self.work = Path(given or tempfile.mkdtemp(prefix="v6-e2e."))
+        self.environment = dict(os.environ)
+        if self.ours:
+            self.work.chmod(0o755)
+            for name in ("docker", "hq"):
+                self.run(name, "up")
+        self.log = self.work / "log"
+
+    def run(self, name: str, verb: str, *options: str) -> None:
+        """Call a service's script; what `up` exports holds from then on."""
+        done = subprocess.run(
+            [SERVICES / f"{name}.sh", verb, self.work, *options], env=self.environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise AssertionError(f"{name}.sh {verb}: {done.stderr}")
+        self.environment |= shell_variables(done.stdout)
+        os.environ.update(shell_variables(done.stdout))
+
+    def owns(self, program: str) -> bool:
+        """Whether a program of the services was started in this work folder."""
+        return (self.work / "run" / f"{program}.pid").exists()
+
+    def build_images(self) -> None:
+        subprocess.run([TESTS / "algorithms" / "build"], check=True, env=self.environment,
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        if self.ours:
+            for name in ("hq", "docker"):
+                self.run(name, "down")
+            shutil.rmtree(self.work)
+
+
+class Node:
+    """One `v6-node` of one organization."""
+
+    def __init__(self, config: Path, secrets: Path, log: Path) -> None:
+        self.config, self.log = config, log
+        self.environment = dict(os.environ) | shell_variables(secrets.read_text())
+        self.process: subprocess.Popen | None = None
+
+    def command(self, verb: str, *options: str) -> list[str]:
+        return [os.environ["V6_NODE"], verb, "--config", str(self.config), *options]
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command("start", "--runtime", "docker"), env=self.environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> tuple[float, int]:
+        """SIGTERM; how long it took to leave, in seconds, and its exit code."""
+        began = time.monotonic()
+        self.process.terminate()
+        code = self.process.wait(timeout=20)
+        return time.monotonic() - began, code
+
+    def stop(self) -> None:
+        if self.alive():
+            self.kill()
+
+    def run(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Another command of v6-node with this node's configuration, to its end."""
+        return subprocess.run(self.command(verb, *options), env=self.environment, text=True,
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+
+    def runs(self) -> list[dict]:
+        """What the node has at the engine."""
+        done = self.run("runs", "--json")
+        if done.returncode:
+            raise AssertionError(f"v6-node runs: {done.stderr}")
+        return json.loads(done.stdout)
+
+    def says(self, text: str, timeout: float = 30) -> None:
+        """Wait until the log of the current process and those before has a text."""
+        until(lambda: text in self.log.read_text(errors="replace"), timeout,
+              f"{text!r} in {self.log}")
+
+    def peak_memory(self) -> int:
+        """The most bytes that the process has had in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+
+
+class Collaboration:
+    """Three organizations with a running node each, and a researcher of the first."""
+
+    def __init__(self, services: Services, name: str, encrypted: bool) -> None:
+        self.services, self.encrypted = services, encrypted
+        self.folder = services.work / "e2e" / name
+        self.folder.mkdir(parents=True)
+        environment = services.environment
+        python = sys.executable
+
+        def script(*command: str | Path) -> None:
+            subprocess.run([python, *map(str, command)], check=True, env=environment,
+                           stdin=subprocess.DEVNULL, stdout=sys.stderr)
+
+        script(TESTS / "data" / "split.py", "--out", self.folder / "data")
+        seed = self.folder / "seed.json"
+        script(SERVICES / "seed.py", "--hq", environment["V6_HQ_URL"], "--auth",
+               environment["V6_AUTH_URL"], "--out", seed, "--collaboration", name,
+               "--orgs", ",".join(f"{name}-{place}" for place in ("north", "east", "south")),
+               "--user", f"{name}-researcher", *(["--encrypted"] if encrypted else []))
+        self.seed = json.loads(seed.read_text())
+        images = "|".join(image.replace(".", r"\.") for image in (PYTHON, RUST, UNRULY))
+        script(SERVICES / "nodes.py", "--seed", seed, "--out", self.folder, "--docker-host",
+               environment["DOCKER_HOST"], "--owner", f"e2e-{os.getpid()}-{name}",
+               "--allow", f"^({images})$", "--database",
+               *(self.folder / "data" / f"part-{n}.csv" for n in range(1, NODES + 1)))
+        self.nodes = [self._node(n) for n in range(1, NODES + 1)]
+        for node in self.nodes:
+            self.configure(node, max_output=f"{MAX_OUTPUT // MIB}MiB",
+                           log_limit=f"{LOG_LIMIT // MIB}MiB", grace=f"{GRACE}s")
+            node.start()
+
+    def _node(self, number: int) -> Node:
+        log = self.services.log / f"e2e-{self.folder.name}-node-{number}.log"
+        return Node(self.folder / f"node-{number}.yaml", self.folder / f"node-{number}.env", log)
+
+    @staticmethod
+    def configure(node: Node, **limits: str) -> None:
+        config = json.loads(node.config.read_text())
+        config["runtime"].setdefault("run", {}).update(limits)
+        node.config.write_text(json.dumps(config))
+
+    @functools.cached_property
+    def user(self) -> v6user.User:
+        key = self.folder / "node-1.pem" if self.encrypted else None
+        # Joined first: the nodes publish the keys that the researcher encrypts with.
+        user = v6user.User(self.seed)
+        user.wait_online(timeout=60)
+        return v6user.User(self.seed, key) if key else user
+
+    @property
+    def node(self) -> Node:
+        """The node of the researcher's own organization, at which most tests happen."""
+        return self.nodes[0]
+
+    @property
+    def home(self) -> int:
+        return self.seed["organizations"][0]["id"]
+
+    def start(self, method: str, image: str = UNRULY, **arguments: Any) -> int:
+        """A task with one run, at the home organization; returns the task's id."""
+        return self.user.start(method, "federated_compute", image, arguments=arguments,
+                               organizations=[self.home])
+
+    def ended(self, task: int, timeout: float = 60) -> v6user.Run:
+        """Wait for the end of a task's only run."""
+        (run,) = self.user.wait_runs(task, FINAL, timeout)
+        return run
+
+    def active(self, task: int) -> v6user.Run:
+        """Wait until HQ knows that a task's only run runs, and its program has begun."""
+        self.user.wait_runs(task, {"active"} | FINAL)
+        (run,) = until(
+            lambda: [r for r in self.user.runs(task) if "begun" in (r.log or "")] or None,
+            30, f"the log of task {task} at HQ shows that it has begun")
+        return run
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+
+class Bed:
+    """All of it, made when it is first asked for, once for all tests."""
+
+    def __init__(self) -> None:
+        self.services = Services()
+        self.collaborations: dict[str, Collaboration] = {}
+        if self.services.ours:
+            self.services.build_images()
+
+    def collaboration(self, name: str, encrypted: bool = False) -> Collaboration:
+        if name not in self.collaborations:
+            self.collaborations[name] = Collaboration(self.services, name, encrypted)
+        return self.collaborations[name]
+
+    def close(self) -> None:
+        for collaboration in self.collaborations.values():
+            collaboration.close()
+        self.services.close()
+
+
+_bed: list[Bed] = []
+
+
+def bed() -> Bed:
+    if not _bed:
+        _bed.append(Bed())
+    return _bed[0]
+
+
+@contextlib.contextmanager
+def closing() -> Iterator[None]:
+    """Close the bed at the end, if anybody lay in it."""
+    try:
+        yield
+    finally:
+        while _bed:
+            _bed.pop().close()
