@@ -145,12 +145,10 @@ impl Session {
 
     async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
         drop(self.hold(None));
-        let start = Instant::now();
-        let time = Record::now();
         let (head, body) = request.into_parts();
         let (path, query) = (head.uri.path(), head.uri.query());
+        let mut line = Line::new(self, &head.method, shown(path, query));
         let mut writing = Writing::default();
-        let mut received = 0;
         let mut reply = self
             .answer(
                 &head.method,
@@ -158,26 +156,13 @@ impl Session {
                 query,
                 &head.headers,
                 body,
-                &mut received,
+                &mut line.record.from_run,
                 &mut writing,
             )
             .await
             .unwrap_or_else(|reply| reply);
-        self.proxy.audit.write(&Record {
-            time,
-            event: "request",
-            run: self.context.run_id().to_string(),
-            task: Some(self.context.task),
-            grant: self.grant.clone(),
-            destination: "vantage6 HQ".to_owned(),
-            method: Some(head.method.as_str().chars().take(16).collect()),
-            path: Some(shown(path, query)),
-            status: Some(reply.status),
-            from_run: received as u64,
-            to_run: reply.body.len() as u64,
-            milliseconds: Record::milliseconds(start.elapsed()),
-            outcome: "answered".to_owned(),
-        });
+        line.answered(&reply);
+        drop(line);
         writing.delivery = reply.delivery.take();
         let last = writing.delivery.is_some() || writing._large.is_some();
         drop(self.hold(Some(writing)));
@@ -200,7 +185,7 @@ impl Session {
         query: Option<&str>,
         headers: &HeaderMap,
         body: Incoming,
-        received: &mut usize,
+        received: &mut u64,
         writing: &mut Writing,
     ) -> Result<Reply, Reply> {
         let parts = segments(path)
@@ -219,7 +204,7 @@ impl Session {
             writing._large = permit.ok();
         }
         let body = read(body, if small { SMALL_BODY_MAX } else { BODY_MAX }).await?;
-        *received = body.len();
+        *received = body.len() as u64;
 
         let subtasks = &self.proxy.subtasks;
         let codec = &subtasks.codec;
@@ -353,6 +338,51 @@ impl Session {
     }
 }
 
+/// The audit's line for one request; written also if the run hangs up before its answer.
+struct Line<'a> {
+    audit: &'a Audit,
+    start: Instant,
+    record: Record,
+}
+
+impl<'a> Line<'a> {
+    fn new(session: &'a Session, method: &Method, path: String) -> Self {
+        let record = Record {
+            time: Record::now(),
+            event: "request",
+            run: session.context.run_id().to_string(),
+            task: Some(session.context.task),
+            grant: session.grant.clone(),
+            destination: "vantage6 HQ".to_owned(),
+            method: Some(method.as_str().chars().take(16).collect()),
+            path: Some(path),
+            status: None,
+            from_run: 0,
+            to_run: 0,
+            milliseconds: 0,
+            outcome: "the run hung up".to_owned(),
+        };
+        Self {
+            audit: &session.proxy.audit,
+            start: Instant::now(),
+            record,
+        }
+    }
+
+    fn answered(&mut self, reply: &Reply) {
+        self.record.status = Some(reply.status);
+        self.record.to_run = reply.body.len() as u64;
+        "answered".clone_into(&mut self.record.outcome);
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        self.record.milliseconds = Record::milliseconds(self.start.elapsed());
+        self.audit.write(&self.record);
+    }
+}
+
 /// The parts of a path below the API. HQ's paths are words and numbers; anything that a server
 /// in between might read in another way is refused.
 fn segments(path: &str) -> Option<Vec<&str>> {
@@ -386,9 +416,14 @@ fn has_task_id(query: Option<&str>) -> bool {
 }
 
 async fn read(body: Incoming, limit: usize) -> Result<Bytes, Reply> {
+    if hyper::body::Body::size_hint(&body).lower() > limit as u64 {
+        return Err(Reply::message(
+            413,
+            &format!("the body is larger than {limit} bytes"),
+        ));
+    }
     match tokio::time::timeout(BODY_TIMEOUT, to_bytes(Body::new(body), limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        // axum tells the two apart only by the source's type; the text serves both.
         Ok(Err(_)) => Err(Reply::message(
             413,
             &format!("the body broke off or is larger than {limit} bytes"),
