@@ -5,6 +5,7 @@
 //! made up for by [`Event::Sync`]: read HQ's open runs then.
 
 use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -59,8 +60,8 @@ impl Default for SocketSettings {
 pub struct Socket {
     outgoing: mpsc::Sender<Emit>,
     online: watch::Receiver<bool>,
-    close: oneshot::Sender<()>,
-    driver: AbortOnDropHandle<()>,
+    /// Gone once the connection was closed.
+    driver: Mutex<Option<(oneshot::Sender<()>, AbortOnDropHandle<()>)>>,
 }
 
 /// The receiving side.
@@ -97,8 +98,7 @@ impl Socket {
             Self {
                 outgoing,
                 online,
-                close,
-                driver,
+                driver: Mutex::new(Some((close, driver))),
             },
             SocketEvents(received),
         )
@@ -135,10 +135,17 @@ impl Socket {
         *self.online.borrow()
     }
 
-    /// Sends what is queued, takes leave of HQ, and ends; at most 2 s.
-    pub async fn close(self) {
-        let _ = self.close.send(());
-        let _ = timeout(Duration::from_secs(2), self.driver).await;
+    /// Sends what is queued, takes leave of HQ, and ends; at most 2 s. A second call does nothing.
+    pub async fn close(&self) {
+        let taken = self
+            .driver
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some((close, driver)) = taken {
+            let _ = close.send(());
+            let _ = timeout(Duration::from_secs(2), driver).await;
+        }
     }
 }
 

@@ -1,0 +1,161 @@
+//! Whether the container engine can be used, and keeps what it is trusted with.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use v6_runtime::{ErrorKind, Floor, ImageRef, PullPolicy, Runtime};
+
+use super::{Finding, Probe};
+use crate::cli::render;
+use crate::config::Config;
+
+/// Probes of a runtime that was connected to.
+#[must_use]
+pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn Probe>> {
+    let mut probes: Vec<Box<dyn Probe>> = vec![
+        Box::new(Engine(runtime.clone())),
+        Box::new(Floors(runtime.clone())),
+        Box::new(Limits(runtime.clone())),
+        Box::new(Isolation(runtime.clone())),
+    ];
+    for entry in config.policies.allowed_algorithms.iter().filter_map(|entry| entry.image()) {
+        probes.push(Box::new(Image {
+            runtime: runtime.clone(),
+            image: entry.clone(),
+            policy: if config.policies.require_pull { PullPolicy::Always } else { PullPolicy::IfNotPresent },
+        }));
+    }
+    probes
+}
+
+/// The one probe when there is no connection.
+#[must_use]
+pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
+    let remedy = match error.kind() {
+        ErrorKind::Denied => "give this user access to the engine; who may use Docker's socket is root on this machine",
+        ErrorKind::Unavailable | ErrorKind::Timeout => "start the engine, or set runtime.docker.host to where it listens",
+        _ => "correct the runtime: section of the configuration",
+    };
+    let message = format!("{} cannot be used: {}", config.runtime.kind.name(), render(error));
+    Finding::fail(message, remedy).with_exit(error.kind().into())
+}
+
+struct Engine(Arc<dyn Runtime>);
+
+#[async_trait]
+impl Probe for Engine {
+    fn name(&self) -> Cow<'_, str> {
+        "engine".into()
+    }
+
+    async fn run(&self) -> Finding {
+        match self.0.ping().await {
+            Ok(info) => {
+                let facts: Vec<String> = info.facts.iter().map(|(name, value)| format!("{name} {value}")).collect();
+                Finding::ok(format!("{} {} ({})", info.name, info.version, facts.join(", ")))
+            }
+            Err(error) => Finding::fail(render(&error), "look at the engine's own log").with_exit(error.kind().into()),
+        }
+    }
+}
+
+/// What the engine enforces on every run, as it declares it.
+struct Floors(Arc<dyn Runtime>);
+
+#[async_trait]
+impl Probe for Floors {
+    fn name(&self) -> Cow<'_, str> {
+        "floor".into()
+    }
+
+    async fn run(&self) -> Finding {
+        let floor: &Floor = &self.0.capabilities().floor;
+        let missing: Vec<&str> = floor.iter().filter(|(_, kept)| !kept).map(|(name, _)| name).collect();
+        if missing.is_empty() {
+            return Finding::ok("every part of the isolation floor is enforced");
+        }
+        let message = format!("the engine does not enforce: {}", missing.join(", ").replace('_', " "));
+        Finding::fail(message, "change the engine's settings; until then algorithms are held less tightly than docs/security.md says")
+    }
+}
+
+struct Limits(Arc<dyn Runtime>);
+
+#[async_trait]
+impl Probe for Limits {
+    fn name(&self) -> Cow<'_, str> {
+        "limits".into()
+    }
+
+    async fn run(&self) -> Finding {
+        let kinds = self.0.capabilities().resources;
+        let missing: Vec<&str> =
+            kinds.iter().filter(|(name, kept)| !kept && *name != "gpu").map(|(name, _)| name).collect();
+        if missing.is_empty() {
+            return Finding::ok("processor, memory, processes and temporary files of each run are limited");
+        }
+        let message = format!("the engine cannot limit: {}", missing.join(", "));
+        Finding::fail(message, "enable the cgroup controllers that this needs; runs that ask for such a limit are refused")
+    }
+}
+
+/// Starts a run of the engine's own and tries, from inside, what must not work.
+struct Isolation(Arc<dyn Runtime>);
+
+#[async_trait]
+impl Probe for Isolation {
+    fn name(&self) -> Cow<'_, str> {
+        "isolation".into()
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn run(&self) -> Finding {
+        let flows = match self.0.examine().await {
+            Ok(flows) => flows,
+            Err(error) => {
+                let message = format!("the isolation could not be examined: {}", render(&error));
+                return Finding::fail(message, "no algorithm should run before this passes").with_exit(error.kind().into());
+            }
+        };
+        let wrong: Vec<String> =
+            flows.iter().filter(|flow| !flow.holds).map(|flow| format!("{}: {}", flow.name, flow.seen)).collect();
+        if wrong.is_empty() {
+            Finding::ok(format!("{} ways in and out tried from inside a container, all as they must be", flows.len()))
+        } else {
+            Finding::fail(wrong.join("; "), "do not start the node; the engine lets containers do what they must not")
+        }
+    }
+}
+
+/// An image of the operator's list can be had.
+struct Image {
+    runtime: Arc<dyn Runtime>,
+    image: ImageRef,
+    policy: PullPolicy,
+}
+
+#[async_trait]
+impl Probe for Image {
+    fn name(&self) -> Cow<'_, str> {
+        format!("image {}", self.image).into()
+    }
+
+    async fn run(&self) -> Finding {
+        match self.runtime.resolve(&self.image, self.policy).await {
+            Ok(image) => Finding::ok(format!("{} ({})", image.identity.digest(), image.platform)),
+            Err(error) => {
+                let remedy = match error.kind() {
+                    ErrorKind::Denied => "add the registry's login to private_docker_registries",
+                    ErrorKind::NotFound => "correct its name in policies.allowed_algorithms",
+                    _ => "check the way to the registry, its proxy and certificates included",
+                };
+                Finding::warn(render(&error), remedy)
+            }
+        }
+    }
+}
