@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -12,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cases  # noqa: E402
+import links  # noqa: E402
 import tally  # noqa: E402
 
 CARGO = """\
@@ -157,6 +159,23 @@ class Telling(unittest.TestCase):
             code = cases.run(unittest.defaultTestLoader.loadTestsFromTestCase(Sample))
         self.assertEqual(code, 1)
         self.assertEqual(len(tally.read_cases("sample", code, out.getvalue()).failed), 1)
+
+
+class Links(unittest.TestCase):
+    def test_what_is_not_there_is_told(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder).resolve()
+            (root / "docs").mkdir()
+            (root / "README.md").write_text(
+                "[a](docs/a.md) [b](docs/a.md#two-words) [c](docs/no.md) [d](docs/a.md#no)\n"
+                "[e](https://example.org) `[f](no)`\n")
+            (root / "docs" / "a.md").write_text("# Two words\n")
+            subprocess.run(["git", "init", "-q", root], check=True)
+            self.assertEqual(links.wrong(root), [
+                "README.md: docs/no.md: there is no such file",
+                "README.md: docs/a.md#no: there is no such heading",
+                "docs/a.md: SUMMARY.md does not name it",
+            ])
 
 
 if __name__ == "__main__":
