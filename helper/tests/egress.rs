@@ -336,7 +336,7 @@ fn a_reader_that_does_not_read_costs_no_memory() {
             .unwrap()
     };
     thread::scope(|scope| {
-        let (send, sent) = std::sync::mpsc::channel();
+        let (send, sent) = std::sync::mpsc::sync_channel(TOTAL >> 20);
         let writer = scope.spawn(move || {
             let piece = noise(1 << 20, 1);
             for _ in 0..TOTAL >> 20 {
