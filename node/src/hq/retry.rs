@@ -97,8 +97,11 @@ pub(super) async fn once(
         call: call.to_owned(),
         source: Box::new(error.without_url()),
     };
+    let start = Instant::now();
     let response = request.send().await.map_err(unreachable)?;
     let status = response.status().as_u16();
+    let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    tracing::debug!(call, status, milliseconds, "HQ answered");
     let content_type = response
         .headers()
         .get(reqwest::header::CONTENT_TYPE)

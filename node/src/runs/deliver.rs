@@ -33,6 +33,10 @@ pub async fn deliver(node: &Node, context: &RunContext, ended: &EngineStatus) {
         None => Printed::Withheld,
     };
     tracing::info!(run = context.run, task = context.task, verdict = %report.verdict, "the run is over");
+    if let Some(ended) = ended.finished.and_then(|at| at.elapsed().ok()) {
+        let milliseconds = ended.as_secs_f64() * 1e3;
+        tracing::debug!(run = context.run, milliseconds, "since the algorithm's end, by the engine's clock");
+    }
     let log = report.verdict.log(&printed);
     let finished = ended.finished.unwrap_or_else(SystemTime::now);
     let status = report.verdict.status;
@@ -149,7 +153,10 @@ async fn tell(node: &Node, context: &RunContext, report: Report, finished: Syste
     loop {
         let patch = RunPatch::finished(verdict.status, finished, log.clone(), String::new());
         match send(node, context, &patch, result.as_ref()).await {
-            Ok(PatchOutcome::Accepted) => return,
+            Ok(PatchOutcome::Accepted) => {
+                tracing::debug!(run = context.run, "HQ has taken the result");
+                return;
+            }
             // Told before a crash, or closed by HQ: a kill leaves room for the log alone.
             Ok(PatchOutcome::AlreadyFinished) => {
                 if verdict.status == RunStatus::Killed {

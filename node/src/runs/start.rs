@@ -65,6 +65,7 @@ pub async fn start(
         return Err(Verdict::new(RunStatus::Failed, "this node does not do postprocessing").into());
     }
     decide_sender(node, run).await?;
+    tracing::debug!(run = run.id, task = run.task.id, "asking the engine for the image");
     let image = unless(kill, resolve(node, &run.task.image)).await??;
     decide_image(node, run, &image).await?;
     claim(node, run).await?;

@@ -120,7 +120,10 @@ impl Supervisor {
                     Done::Aside
                 });
             }
-            Event::NewTask { task } => self.look(Some(task)),
+            Event::NewTask { task } => {
+                tracing::debug!(task, "HQ announced a task");
+                self.look(Some(task));
+            }
             Event::Kill(Kill::Runs(runs)) => {
                 for run in runs {
                     match self.runs.get(&run) {
