@@ -1,1 +1,58 @@
 //! The v6-runtime contract on Docker, through the engine's API.
+//!
+//! ```no_run
+//! use v6_runtime::{ImageRef, Owner, PullPolicy, RunId, RunSpec, Runtime, RuntimeExt};
+//! use v6_runtime_docker::{DockerConfig, DockerRuntime};
+//!
+//! # async fn example() -> v6_runtime::Result<()> {
+//! let config = DockerConfig::new(Owner::new("hospital-a")?);
+//! let docker = DockerRuntime::connect(config).await?;
+//! let image = ImageRef::parse("docker.io/library/busybox")?;
+//! let image = docker.resolve(&image, PullPolicy::IfNotPresent).await?;
+//! let id = RunId::new("run-1")?;
+//! docker.run(&id, &RunSpec::new(image).with_command(["true"])).await?;
+//! assert!(docker.wait(&id).await?.phase.is_finished());
+//! docker.cleanup(&id, Default::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What a run is in the engine
+//!
+//! | object | name | from, to |
+//! |---|---|---|
+//! | volume with the record as labels, and the files | `v6-OWNER.RUN` | first, last |
+//! | container that is never started, through which files are put | `v6-OWNER.RUN.files` | until the start |
+//! | container with the program | `v6-OWNER.RUN` | until the cleanup |
+//! | empty volumes that note something for good | `v6-OWNER.RUN.cancelled`, `.deadline`, `.failed` | until the cleanup |
+//!
+//! All carry labels `v6-runtime.*`; what lacks them is not touched. The names of volumes and of
+//! labels are not an interface.
+
+mod archive;
+mod cleanup;
+mod config;
+mod connect;
+mod container;
+mod driver;
+mod egress;
+mod engine;
+mod error;
+mod files_image;
+mod host;
+mod image;
+mod lease;
+mod logs;
+mod look;
+mod record;
+mod registry_words;
+mod run;
+mod runtime;
+mod state;
+mod stop;
+mod time;
+mod translate;
+mod watch;
+
+pub use config::DockerConfig;
+pub use runtime::DockerRuntime;

@@ -1,0 +1,181 @@
+//! The connection: every call has a time limit and a name.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, SystemInfo, SystemVersion,
+    Volume, VolumeCreateRequest,
+};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptions, StartContainerOptions,
+};
+use bollard::{API_DEFAULT_VERSION, Docker};
+
+use crate::error::{Error, Result, found};
+
+/// One engine's API.
+#[derive(Debug, Clone)]
+pub(crate) struct Engine {
+    pub(crate) docker: Docker,
+    limit: Duration,
+}
+
+impl Engine {
+    /// Connects, and agrees on an API version.
+    pub(crate) async fn connect(host: &str, limit: Duration) -> Result<Self> {
+        let seconds = limit.as_secs().max(1);
+        let step = "connecting to the engine";
+        let docker = if host.starts_with("unix://") {
+            Docker::connect_with_unix(host, seconds, API_DEFAULT_VERSION)
+        } else {
+            Docker::connect_with_http(host, seconds, API_DEFAULT_VERSION)
+        };
+        let docker = docker.map_err(|source| Error::Engine { step, source })?;
+        let docker = bounded(step, limit, docker.negotiate_version()).await?;
+        Ok(Self { docker, limit })
+    }
+
+    pub(crate) async fn call<T>(
+        &self,
+        step: &'static str,
+        call: impl Future<Output = Result<T, bollard::errors::Error>> + Send,
+    ) -> Result<T> {
+        bounded(step, self.limit, call).await
+    }
+
+    pub(crate) async fn info(&self) -> Result<SystemInfo> {
+        self.call("asking the engine about itself", self.docker.info())
+            .await
+    }
+
+    pub(crate) async fn version(&self) -> Result<SystemVersion> {
+        self.call("asking for the engine's version", self.docker.version())
+            .await
+    }
+
+    /// All volumes with these labels.
+    pub(crate) async fn volumes(&self, labels: Vec<String>) -> Result<Vec<Volume>> {
+        let filters = HashMap::from([("label", labels)]);
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let call = self.docker.list_volumes(Some(options));
+        let list = self.call("listing volumes", call).await?;
+        Ok(list.volumes.unwrap_or_default())
+    }
+
+    pub(crate) async fn volume(&self, name: &str) -> Result<Option<Volume>> {
+        let call = self.docker.inspect_volume(name);
+        found(self.call("looking at a volume", call).await)
+    }
+
+    /// Makes a volume, or returns the one that has the name already.
+    pub(crate) async fn create_volume(
+        &self,
+        name: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Volume> {
+        let request = VolumeCreateRequest {
+            name: Some(name.to_owned()),
+            labels: Some(labels),
+            ..Default::default()
+        };
+        self.call("making a volume", self.docker.create_volume(request))
+            .await
+    }
+
+    /// Removes a volume; whether there was one.
+    pub(crate) async fn remove_volume(&self, name: &str) -> Result<bool> {
+        let call = self
+            .docker
+            .remove_volume(name, None::<RemoveVolumeOptions>);
+        Ok(found(self.call("removing a volume", call).await)?.is_some())
+    }
+
+    /// All containers with these labels, in any state.
+    pub(crate) async fn containers(&self, labels: Vec<String>) -> Result<Vec<ContainerSummary>> {
+        let filters = HashMap::from([("label", labels)]);
+        let options = ListContainersOptionsBuilder::new()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let call = self.docker.list_containers(Some(options));
+        self.call("listing containers", call).await
+    }
+
+    pub(crate) async fn container(&self, name: &str) -> Result<Option<ContainerInspectResponse>> {
+        let call = self
+            .docker
+            .inspect_container(name, None::<InspectContainerOptions>);
+        found(self.call("looking at a container", call).await)
+    }
+
+    pub(crate) async fn create_container(
+        &self,
+        name: &str,
+        body: ContainerCreateBody,
+    ) -> Result<String> {
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
+        let call = self.docker.create_container(Some(options), body);
+        Ok(self.call("making a container", call).await?.id)
+    }
+
+    /// Starts a container. One that runs already is as good.
+    pub(crate) async fn start(&self, name: &str) -> Result<()> {
+        let call = self
+            .docker
+            .start_container(name, None::<StartContainerOptions>);
+        match self.call("starting a container", call).await {
+            Err(error) if error.status() == Some(304) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sends a signal; whether there was anything to send it to.
+    pub(crate) async fn kill(&self, name: &str, signal: &str) -> Result<bool> {
+        let options = KillContainerOptionsBuilder::new().signal(signal).build();
+        let call = self.docker.kill_container(name, Some(options));
+        match self.call("stopping a container", call).await {
+            Ok(()) => Ok(true),
+            // 409: it does not run. Docker before 20 said so with 500.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
+            Err(error)
+                if error.status() == Some(500) && error.to_string().contains("is not running") =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Kills and removes a container with its anonymous volumes. `false`: there is none, or
+    /// somebody else is removing it.
+    pub(crate) async fn remove_container(&self, name: &str) -> Result<bool> {
+        let options = RemoveContainerOptionsBuilder::new()
+            .force(true)
+            .v(true)
+            .build();
+        let call = self.docker.remove_container(name, Some(options));
+        match found(self.call("removing a container", call).await) {
+            Ok(gone) => Ok(gone.is_some()),
+            Err(error) if error.status() == Some(409) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+async fn bounded<T>(
+    step: &'static str,
+    limit: Duration,
+    call: impl Future<Output = Result<T, bollard::errors::Error>>,
+) -> Result<T> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(bollard::errors::Error::RequestTimeoutError)) | Err(_) => {
+            Err(Error::Timeout { step, after: limit })
+        }
+        Ok(Err(source)) => Err(Error::Engine { step, source }),
+    }
+}

@@ -1,0 +1,197 @@
+//! A fresh look at one run or all of them.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use bollard::models::{ContainerInspectResponse, Volume};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use v6_helper::{Claim, MAX_CLAIM};
+use v6_runtime::{Pending, ResultStream, RunId, RunStatus};
+
+use crate::container::CLAIM;
+use crate::error::{Error, Result};
+use crate::record::{self, Marks, Part, Record};
+use crate::state::Shared;
+use crate::translate::{self, Seen};
+use crate::{archive, lease};
+
+/// How many containers are looked at at once.
+const AT_ONCE: usize = 8;
+
+/// What a look at one run has found.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) record: Record,
+    pub(crate) marks: Marks,
+    pub(crate) container: Option<ContainerInspectResponse>,
+    pub(crate) status: RunStatus,
+    /// The engine's path of the volume.
+    pub(crate) volume: String,
+}
+
+/// The volumes of one run.
+struct Volumes {
+    record: Record,
+    marks: Marks,
+    path: String,
+}
+
+impl Shared {
+    /// Looks at one run; `None` if there is no record.
+    pub(crate) async fn look(&self, id: &RunId) -> Result<Option<Look>> {
+        Ok(self.look_at_place(id).await?.0)
+    }
+
+    /// The same, and any container that has the run's name without a record.
+    pub(crate) async fn look_at_place(
+        &self,
+        id: &RunId,
+    ) -> Result<(Option<Look>, Option<ContainerInspectResponse>)> {
+        let labels = record::of_run(self.owner(), id);
+        let volumes = self.engine.volumes(labels);
+        let name = self.name(id, Part::Run);
+        let (volumes, container) = tokio::try_join!(volumes, self.engine.container(&name))?;
+        let Some(volumes) = self.sort(volumes).pop() else {
+            return Ok((None, container));
+        };
+        Ok((Some(self.judge(volumes?, container).await?), None))
+    }
+
+    /// The looks at all runs of the owner.
+    pub(crate) async fn look_at_all(&self) -> Result<Vec<Result<Look>>> {
+        let labels = record::of_owner(self.owner());
+        let volumes = self.engine.volumes(labels.clone());
+        let (volumes, containers) = tokio::try_join!(volumes, self.engine.containers(labels))?;
+        let with_container: Vec<String> = containers
+            .iter()
+            .flat_map(|container| container.names.iter().flatten())
+            .map(|name| name.trim_start_matches('/').to_owned())
+            .collect();
+        let looks = self.sort(volumes).into_iter().map(|volumes| async {
+            let volumes = volumes?;
+            let name = self.name(&volumes.record.id, Part::Run);
+            let container = if with_container.contains(&name) {
+                self.engine.container(&name).await?
+            } else {
+                None
+            };
+            self.judge(volumes, container).await
+        });
+        Ok(stream::iter(looks).buffer_unordered(AT_ONCE).collect().await)
+    }
+
+    /// Puts records and marks together, by run. An unreadable record is an error in its place.
+    fn sort(&self, volumes: Vec<Volume>) -> Vec<Result<Volumes>> {
+        let mut records = Vec::new();
+        let mut marks: HashMap<RunId, Vec<(Part, Volume)>> = HashMap::new();
+        for volume in volumes {
+            match record::identify(self.owner(), &volume.name, &volume.labels) {
+                Some((id, Part::Record)) => records.push((id, volume)),
+                Some((id, part)) => marks.entry(id).or_default().push((part, volume)),
+                None => {}
+            }
+        }
+        let put_together = |(id, volume): (RunId, Volume)| {
+            let noted = marks.remove(&id).unwrap_or_default();
+            let record = Record::read(id, &volume)?;
+            let mut marks = Marks::default();
+            for (part, mark) in noted {
+                marks.add(part, &mark.labels, &record);
+            }
+            Ok(Volumes {
+                record,
+                marks,
+                path: volume.mountpoint,
+            })
+        };
+        records.into_iter().map(put_together).collect()
+    }
+
+    async fn judge(
+        &self,
+        volumes: Volumes,
+        container: Option<ContainerInspectResponse>,
+    ) -> Result<Look> {
+        let Volumes {
+            record,
+            marks,
+            path,
+        } = volumes;
+        let container = container.filter(|container| self.is_ours(container, &record));
+        let mut driven = self.pending(&record.id);
+        let mut files = false;
+        let mut claim = None;
+        match &container {
+            Some(container) if translate::wants_claim(&record, container) => {
+                claim = self.claim(container).await?;
+            }
+            Some(_) => {}
+            None if marks.failed.is_none() && driven.is_none() => {
+                let name = self.name(&record.id, Part::Files);
+                files = self.engine.container(&name).await?.is_some();
+            }
+            None => {}
+        }
+        let seen = |driven| Seen {
+            record: &record,
+            marks: &marks,
+            container: container.as_ref(),
+            files,
+            claim: claim.as_ref(),
+            driven,
+            now: SystemTime::now(),
+        };
+        let mut status = translate::status(&seen(driven));
+        let abandoned = v6_runtime::RunPhase::Pending(Pending::Abandoned);
+        if status.phase == abandoned && lease::is_held_elsewhere(&self.lease) {
+            driven = Some(Pending::Accepted);
+            status = translate::status(&seen(driven));
+        }
+        Ok(Look {
+            status,
+            record,
+            marks,
+            container,
+            volume: path,
+        })
+    }
+
+    /// Whether a container of the right name belongs to this attempt.
+    fn is_ours(&self, container: &ContainerInspectResponse, record: &Record) -> bool {
+        let labels = container.config.as_ref().and_then(|c| c.labels.as_ref());
+        let name = container.name.as_deref().unwrap_or_default();
+        labels.is_some_and(|labels| {
+            record::identify(self.owner(), name, labels) == Some((record.id.clone(), Part::Run))
+                && record::attempt(labels) == Some(&record.attempt)
+        })
+    }
+
+    /// What `init` wrote about the end. It comes from inside the sandbox: what cannot be read is
+    /// no claim, and no error.
+    async fn claim(&self, container: &ContainerInspectResponse) -> Result<Option<Claim>> {
+        let Some(id) = container.id.clone() else {
+            return Ok(None);
+        };
+        let limit = MAX_CLAIM as u64;
+        let docker = self.engine.docker.clone();
+        let bytes = archive::get_file(docker, id, CLAIM.to_owned(), limit);
+        let bytes = bytes.try_fold(Vec::new(), |mut all, piece| async move {
+            all.extend_from_slice(&piece);
+            Ok(all)
+        });
+        match bytes.await {
+            Ok(bytes) => Ok(Claim::parse(&bytes).ok()),
+            Err(error) if error.is_retryable() => Err(Error::Contract(error)),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// Every run of the owner, as a stream.
+pub(crate) fn list(shared: std::sync::Arc<Shared>) -> ResultStream<RunStatus> {
+    let looks = async move { shared.look_at_all().await };
+    let statuses = stream::once(looks)
+        .map_ok(|looks| stream::iter(looks).map_ok(|look| look.status))
+        .try_flatten();
+    Box::pin(statuses.map_err(|error| v6_runtime::Error::from(error).with_operation("list")))
+}

@@ -1,0 +1,138 @@
+//! Accepting a run: its record and its files, in a state that the next call can always go on from.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bollard::models::Volume;
+use bytes::Bytes;
+use v6_runtime::{
+    Accepted, ErrorKind, MountSource, Pending, RunId, RunPhase, RunSpec, Secret, SpecDigest,
+};
+
+use crate::container::{self, STORE};
+use crate::driver::Job;
+use crate::error::{Error, Result};
+use crate::look::Look;
+use crate::record::{self, Part, Record};
+use crate::state::Shared;
+use crate::{archive, files_image};
+
+impl Shared {
+    /// Accepts a run, once.
+    pub(crate) async fn run(
+        self: &Arc<Self>,
+        id: &RunId,
+        spec: &RunSpec,
+    ) -> v6_runtime::Result<Accepted> {
+        self.capabilities.admit(spec)?;
+        self.start_watching().await;
+        let _lock = self.lock(id).await;
+        // Until it is known what there is, the run may be under way.
+        let unknown = |error| v6_runtime::Error::from(error).with_may_have_started(true);
+        let (look, container) = self.look_at_place(id).await.map_err(unknown)?;
+        if let Some(look) = look {
+            if let Some(accepted) = adopt(&look, spec)? {
+                return Ok(accepted);
+            }
+            self.remove_all(id).await?;
+        } else if let Some(container) = container {
+            let labels = container.config.and_then(|config| config.labels);
+            let name = container.name.unwrap_or_default();
+            let ours = labels.and_then(|labels| record::identify(self.owner(), &name, &labels));
+            if ours.is_none() {
+                return Err(stranger("container", name.trim_start_matches('/')).into());
+            }
+            self.remove_all(id).await?;
+        }
+        let record = Record::new(id, spec, SystemTime::now());
+        let undriven = Undriven { shared: self, id };
+        self.set_pending(id, Some(Pending::Accepted));
+        let volume = match self.store(&record, spec).await {
+            Ok(volume) => volume,
+            Err(error) => {
+                // What is in the way of others is left as it is; what is ours goes.
+                if let Err(left) = self.remove_all(id).await {
+                    tracing::warn!(run = %id, error = %left, "parts of a run are left behind");
+                }
+                return Err(error.into());
+            }
+        };
+        std::mem::forget(undriven);
+        let job = Job {
+            record,
+            spec: without_content(spec),
+            volume: volume.mountpoint,
+        };
+        self.set_driver(id, |stop| crate::driver::drive(self.clone(), job, stop));
+        Ok(Accepted::Created)
+    }
+
+    /// Makes the record and puts the files.
+    async fn store(self: &Arc<Self>, record: &Record, spec: &RunSpec) -> Result<Volume> {
+        let files = self.name(&record.id, Part::Files);
+        let labels = record.labels(self.owner())?;
+        let body = container::files_container(self.owner(), record, files_image::NAME, labels);
+        let made = files_image::create(&self.engine, &files, body).await;
+        made.map_err(|error| match error.status() {
+            Some(409) => stranger("container", &files),
+            _ => error,
+        })?;
+        let name = self.name(&record.id, Part::Record);
+        let volume = self.engine.volume(&name).await?;
+        let volume = volume.ok_or_else(|| Error::Record {
+            name: name.clone(),
+            why: "it was removed while it was made".into(),
+        })?;
+        if record::attempt(&volume.labels) != Some(&record.attempt) {
+            return Err(stranger("volume", &name));
+        }
+        let entries = container::files(spec, &self.config);
+        archive::put(&self.engine.docker, &files, STORE, entries).await?;
+        Ok(volume)
+    }
+}
+
+/// What a second call for a run that has a record comes to; `None` if it is to be made anew.
+fn adopt(look: &Look, spec: &RunSpec) -> v6_runtime::Result<Option<Accepted>> {
+    if look.status.phase == RunPhase::Pending(Pending::Abandoned) {
+        return Ok(None);
+    }
+    if look.record.spec == SpecDigest::of(spec) {
+        return Ok(Some(Accepted::Adopted));
+    }
+    let message = "there is a run of this id with another spec";
+    Err(v6_runtime::Error::new(ErrorKind::Conflict, message).with_may_have_started(true))
+}
+
+fn stranger(what: &str, name: &str) -> Error {
+    Error::Stranger(format!("the {what} {name} belongs to somebody else"))
+}
+
+/// A spec as far as it is needed after the files are stored.
+fn without_content(spec: &RunSpec) -> RunSpec {
+    let mut spec = spec.clone();
+    for mount in &mut spec.mounts {
+        match &mut mount.source {
+            MountSource::Secret(secret) => *secret = Secret::new(""),
+            source if mount_is_file(source) => *source = MountSource::Inline(Bytes::new()),
+            _ => {}
+        }
+    }
+    spec
+}
+
+fn mount_is_file(source: &MountSource) -> bool {
+    matches!(source, MountSource::Inline(_) | MountSource::Stream(_))
+}
+
+/// Until a driver has taken over, a call that is dropped leaves nobody at work.
+struct Undriven<'a> {
+    shared: &'a Shared,
+    id: &'a RunId,
+}
+
+impl Drop for Undriven<'_> {
+    fn drop(&mut self) {
+        self.shared.set_pending(self.id, None);
+    }
+}
