@@ -34,12 +34,10 @@ async fn docker(config: &Config) -> Result<Arc<dyn Runtime>> {
     if let Some(host) = &settings.docker_host {
         docker = docker.with_host(host.clone());
     }
-    for login in &config.registries {
-        docker = docker.with_credentials(RegistryCredentials::new(
-            login.registry.clone(),
-            login.username.clone(),
-            login.password.clone(),
-        ));
-    }
+    let logins = config.registries.iter().map(|login| {
+        let (registry, username) = (login.registry.clone(), login.username.clone());
+        RegistryCredentials::new(registry, username, login.password.clone())
+    });
+    docker = docker.with_credentials(logins.collect());
     Ok(Arc::new(DockerRuntime::connect(docker).await?))
 }

@@ -1,12 +1,15 @@
 //! A vantage6 node that takes its container engine by name.
 
+pub mod backends;
 pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod gateway;
 pub mod hq;
+pub mod join;
 pub mod policy;
 pub mod runs;
 pub mod secret;
+pub mod service;
 pub mod session;
 pub mod wire_env;

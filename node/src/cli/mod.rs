@@ -5,8 +5,11 @@ mod exit;
 mod failure;
 mod logging;
 mod node_args;
+mod runs;
+mod start;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use tracing::Level;
@@ -16,7 +19,8 @@ pub use failure::{Failure, render};
 pub use logging::{LogFormat, init as start_log};
 pub use node_args::{NodeArgs, announce};
 
-use crate::config::Environment;
+use crate::backends;
+use crate::config::{Config, Environment};
 
 /// A vantage6 node that takes its container engine by name.
 ///
@@ -54,11 +58,27 @@ struct LogArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Join HQ and carry out its runs until SIGTERM or SIGINT
+    ///
+    /// Stopping the node does not stop runs: they go on at the container engine, and the
+    /// next start takes them up and delivers their results. It waits for an engine or a
+    /// server that is not there yet.
+    Start(start::Args),
+
     /// Test each thing that the node needs and print one line each, with the remedy
     ///
     /// Nothing is changed, and no algorithm is run. A line begins with ok, warn or FAIL;
     /// without any FAIL the node can be started.
     Check(check::Args),
+
+    /// List the runs that this node has at the container engine
+    Runs(runs::ListArgs),
+
+    /// Print what a run has printed
+    Logs(runs::LogsArgs),
+
+    /// End a run; the node reports it as killed
+    Kill(runs::KillArgs),
 }
 
 /// Runs the command line of this process; what `main` returns.
@@ -94,16 +114,48 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<Exit, Failure> {
     let environment = Environment::of_process();
+    let log = &cli.log;
+    let start_log = |level| start_log(log.log_format, log.log_filter.as_deref(), level);
     match &cli.command {
+        Command::Start(args) => {
+            let config = match args.node.load(&environment) {
+                Ok(config) => config,
+                Err(problems) => return Err(problems.into()),
+            };
+            start_log(config.log_level.unwrap_or(Level::INFO))?;
+            start::run(config, log.log_format).await
+        }
         Command::Check(args) => {
-            start_log(
-                cli.log.log_format,
-                cli.log.log_filter.as_deref(),
-                Level::WARN,
-            )?;
-            check::run(args, &environment, async |_| Vec::new()).await
+            start_log(Level::WARN)?;
+            check::run(args, &environment, async |config| remote_probes(config).await).await
+        }
+        Command::Runs(args) => {
+            start_log(Level::WARN)?;
+            runs::list(args, &environment).await
+        }
+        Command::Logs(args) => {
+            start_log(Level::WARN)?;
+            runs::logs(args, &environment).await
+        }
+        Command::Kill(args) => {
+            start_log(Level::WARN)?;
+            runs::kill(args, &environment).await
         }
     }
+}
+
+/// What `check` asks of HQ and the engine.
+async fn remote_probes(config: &Config) -> Vec<Box<dyn check::Probe>> {
+    let config = Arc::new(config.clone());
+    let mut probes: Vec<Box<dyn check::Probe>> = vec![Box::new(check::hq::Hq(config.clone()))];
+    match backends::connect(&config).await {
+        Ok(runtime) => probes.extend(check::engine::probes(&config, &runtime)),
+        Err(error) => probes.push(Box::new(check::Settled {
+            name: "engine",
+            finding: check::engine::unusable(&config, &error),
+        })),
+    }
+    probes
 }
 
 #[cfg(test)]

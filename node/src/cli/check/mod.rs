@@ -3,6 +3,8 @@
 //! A thing to check is a [`Probe`]. Those in [`local`] need this machine alone; others
 //! are given to [`run`] by whoever knows the engine or HQ.
 
+pub mod engine;
+pub mod hq;
 pub mod local;
 mod probe;
 mod readable;
@@ -10,7 +12,7 @@ mod report;
 
 use std::io::{self, IsTerminal as _, Write};
 
-pub use probe::{DEFAULT_TIMEOUT, Finding, Line, Probe, Verdict};
+pub use probe::{DEFAULT_TIMEOUT, Finding, Line, Probe, Settled, Verdict};
 
 use super::exit::Exit;
 use super::failure::Failure;
