@@ -489,8 +489,10 @@ fn bind(source: &str, target: &str, read_only: bool) -> Mount {
         source: Some(source.to_owned()),
         target: Some(target.to_owned()),
         read_only: Some(read_only),
+        // Nothing mounted inside gets out. The engine refuses anything stricter for what lies in
+        // its own folder, as volumes do: there it has to let go of what it unmounts itself.
         bind_options: Some(MountBindOptions {
-            propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+            propagation: Some(MountBindOptionsPropagationEnum::RSLAVE),
             ..Default::default()
         }),
         ..Default::default()
