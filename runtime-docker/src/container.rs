@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use bollard::models::{
     ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum,
-    HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
+    HostConfigLogConfig, Mount, MountType,
     MountVolumeOptions, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use bytes::Bytes;
@@ -489,12 +489,8 @@ fn bind(source: &str, target: &str, read_only: bool) -> Mount {
         source: Some(source.to_owned()),
         target: Some(target.to_owned()),
         read_only: Some(read_only),
-        // Nothing mounted inside gets out. The engine refuses anything stricter for what lies in
-        // its own folder, as volumes do: there it has to let go of what it unmounts itself.
-        bind_options: Some(MountBindOptions {
-            propagation: Some(MountBindOptionsPropagationEnum::RSLAVE),
-            ..Default::default()
-        }),
+        // The engine chooses the propagation: private, and slave for what lies in its own folder
+        // (volumes do), where it refuses anything stricter. Nothing mounted inside gets out.
         ..Default::default()
     }
 }
