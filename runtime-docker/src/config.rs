@@ -37,8 +37,6 @@ pub struct DockerConfig {
     pub scratch_bytes: NonZeroU64,
     /// The size of `/dev/shm` in bytes; 64 MiB.
     pub shm_bytes: NonZeroU64,
-    /// The most open files of a process; 65536.
-    pub open_files: NonZeroU32,
     /// What the engine keeps of one run's output on disk, in bytes; older output is dropped; 64 MiB.
     pub log_bytes: NonZeroU64,
     /// Private registries.
@@ -77,7 +75,6 @@ impl DockerConfig {
             pids: count(1024),
             scratch_bytes: bytes(1 << 30),
             shm_bytes: bytes(64 << 20),
-            open_files: count(65_536),
             log_bytes: bytes(64 << 20),
             credentials: Vec::new(),
             call_timeout: Duration::from_secs(60),
@@ -164,7 +161,6 @@ setters! {
     with_pids pids: NonZeroU32,
     with_scratch_bytes scratch_bytes: NonZeroU64,
     with_shm_bytes shm_bytes: NonZeroU64,
-    with_open_files open_files: NonZeroU32,
     with_log_bytes log_bytes: NonZeroU64,
     with_credentials credentials: Vec<RegistryCredentials>,
     with_call_timeout call_timeout: Duration,

@@ -378,10 +378,8 @@ fn ulimits(spec: &RunSpec, config: &DockerConfig) -> Vec<ResourcesUlimits> {
         soft: Some(value),
         hard: Some(value),
     };
-    let mut limits = vec![
-        limit("core", 0),
-        limit("nofile", i64::from(config.open_files.get())),
-    ];
+    // Open files stay at the engine's own limit: it may not be able to raise it.
+    let mut limits = vec![limit("core", 0)];
     // One file's size, wherever it is: the largest that any place of this run may hold.
     let scratch = spec.mounts.iter().filter_map(|mount| match mount.source {
         MountSource::Scratch(limit) => Some(limit.unwrap_or(config.scratch_bytes)),
