@@ -7,7 +7,6 @@ tests/run), or else are started in one of our own. Nodes are processes of the pr
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,18 @@ class Services:
         subprocess.run([TESTS / "algorithms" / "build"], check=True, env=self.environment,
                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
-    def close(self) -> None:
-        if self.ours:
-            for name in ("hq", "docker"):
-                self.run(name, "down")
-            shutil.rmtree(self.work)
+    def close(self, keep_logs: bool) -> None:
+        if not self.ours:
+            return
+        for name in ("hq", "docker"):
+            self.run(name, "down")
+        for path in self.work.iterdir():
+            if not (keep_logs and path == self.log):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if keep_logs:
+            print(f"logs are in {self.log}", file=sys.stderr)
+        else:
+            self.work.rmdir()
 
 
 class Node:
@@ -206,8 +212,14 @@ class Collaboration:
         key = self.folder / "node-1.pem" if self.encrypted else None
         # Joined first: the nodes publish the keys that the researcher encrypts with.
         user = v6user.User(self.seed)
-        user.wait_online(timeout=60)
+        until(lambda: self._dead() or len(user.online()) == NODES, 60, "all nodes are online")
         return v6user.User(self.seed, key) if key else user
+
+    def _dead(self) -> bool:
+        for node in self.nodes:
+            if not node.alive():
+                raise AssertionError(f"a node has ended: {node.log.read_text()[-2000:]}")
+        return False
 
     @property
     def node(self) -> Node:
@@ -255,10 +267,10 @@ class Bed:
             self.collaborations[name] = Collaboration(self.services, name, encrypted)
         return self.collaborations[name]
 
-    def close(self) -> None:
+    def close(self, keep_logs: bool) -> None:
         for collaboration in self.collaborations.values():
             collaboration.close()
-        self.services.close()
+        self.services.close(keep_logs)
 
 
 _bed: list[Bed] = []
@@ -270,11 +282,7 @@ def bed() -> Bed:
     return _bed[0]
 
 
-@contextlib.contextmanager
-def closing() -> Iterator[None]:
-    """Close the bed at the end, if anybody lay in it."""
-    try:
-        yield
-    finally:
-        while _bed:
-            _bed.pop().close()
+def close(keep_logs: bool) -> None:
+    """Take the bed down, if anybody lay in it."""
+    while _bed:
+        _bed.pop().close(keep_logs)

@@ -63,11 +63,15 @@ def main() -> int:
     import test_main_job
     import test_restart
 
-    with bed.closing():
-        suite = unittest.TestSuite(
-            unittest.defaultTestLoader.loadTestsFromModule(module)
-            for module in (test_main_job, test_bad_input, test_restart))
-        return cases.run(chosen(suite, words))
+    suite = unittest.TestSuite(
+        unittest.defaultTestLoader.loadTestsFromModule(module)
+        for module in (test_main_job, test_bad_input, test_restart))
+    code = 1
+    try:
+        code = cases.run(chosen(suite, words))
+    finally:
+        bed.close(keep_logs=code != 0)
+    return code
 
 
 if __name__ == "__main__":
