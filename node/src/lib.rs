@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod hq;
 pub mod join;
 pub mod policy;
+mod readable;
 pub mod runs;
 pub mod secret;
 pub mod service;

@@ -25,7 +25,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// # Errors
 /// What keeps the node from working and will not pass by itself.
 pub async fn start(config: Config, stop: CancellationToken) -> Result<(), Failure> {
-    let serving = serve(config, stop.clone());
+    let serving = Box::pin(serve(config, stop.clone()));
     // Before the node serves, `stop` ends whatever it waits for.
     match stop.run_until_cancelled(serving).await {
         Some(Ok(serving)) => serving.until(stop).await,

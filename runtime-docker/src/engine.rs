@@ -118,7 +118,8 @@ impl Engine {
         body: ContainerCreateBody,
     ) -> Result<String> {
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let call = self.docker.create_container(Some(options), body);
+        // The body alone has some 10 KiB, which every future around this one would carry.
+        let call = Box::pin(self.docker.create_container(Some(options), body));
         Ok(self.call("making a container", call).await?.id)
     }
 

@@ -25,15 +25,12 @@ pub(crate) struct Look {
     pub(crate) marks: Marks,
     pub(crate) container: Option<ContainerInspectResponse>,
     pub(crate) status: RunStatus,
-    /// The engine's path of the volume.
-    pub(crate) volume: String,
 }
 
 /// The volumes of one run.
 struct Volumes {
     record: Record,
     marks: Marks,
-    path: String,
 }
 
 impl Shared {
@@ -101,7 +98,6 @@ impl Shared {
             Ok(Volumes {
                 record,
                 marks,
-                path: volume.mountpoint,
             })
         };
         records.into_iter().map(put_together).collect()
@@ -115,7 +111,6 @@ impl Shared {
         let Volumes {
             record,
             marks,
-            path,
         } = volumes;
         let container = container.filter(|container| self.is_ours(container, &record));
         let mut driven = self.pending(&record.id);
@@ -152,7 +147,6 @@ impl Shared {
             record,
             marks,
             container,
-            volume: path,
         })
     }
 

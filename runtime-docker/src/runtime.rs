@@ -151,7 +151,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn run(&self, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
-        told(self.shared.run(id, spec).await, "run", Some(id))
+        told(Box::pin(self.shared.run(id, spec)).await, "run", Some(id))
     }
 
     async fn status(&self, id: &RunId) -> Result<RunStatus> {
@@ -236,7 +236,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn cancel(&self, id: &RunId, options: CancelOptions) -> Result<Cancelled> {
-        told(self.shared.cancel(id, options).await, "cancel", Some(id))
+        told(Box::pin(self.shared.cancel(id, options)).await, "cancel", Some(id))
     }
 
     async fn cleanup(&self, id: &RunId, options: CleanupOptions) -> Result<CleanedUp> {

@@ -51,7 +51,6 @@ struct Driver {
 }
 
 impl Shared {
-    #[expect(clippy::too_many_arguments, reason = "each is settled apart while connecting")]
     pub(crate) fn new(
         engine: Engine,
         config: DockerConfig,

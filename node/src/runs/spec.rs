@@ -76,6 +76,17 @@ pub enum Unfit {
     Spec(Error),
 }
 
+impl Unfit {
+    /// What HQ is told.
+    #[must_use]
+    pub fn into_verdict(self) -> Verdict {
+        match self {
+            Self::Verdict(verdict) => verdict,
+            Self::Spec(error) => Verdict::new(RunStatus::Failed, error.to_string()),
+        }
+    }
+}
+
 impl From<Error> for Unfit {
     fn from(error: Error) -> Self {
         Self::Spec(error)
@@ -182,7 +193,10 @@ fn trust(config: &Config, written: &str, resolved: &ResolvedImage) -> Trust {
 }
 
 /// The database that an extraction asks for.
-fn source<'a>(config: &'a Config, run: &OpenRun) -> Result<&'a Database, Unfit> {
+///
+/// # Errors
+/// [`Unfit::Verdict`], naming what the node has instead.
+pub fn source<'a>(config: &'a Config, run: &OpenRun) -> Result<&'a Database, Unfit> {
     let label = run.task.source_label().ok_or_else(|| {
         refuse(RunStatus::Failed, "an extraction needs exactly one source database, and the task does not name one")
     })?;
@@ -217,8 +231,7 @@ fn offer(database: &Database, spec: &mut RunSpec, egress: &mut Egress) -> Result
             }
             return Ok(Secret::new(text));
         }
-        Located::Missing(path) => {
-            tracing::error!(database = database.label, path = %path.display(), "the database is not there");
+        Located::Missing(_) => {
             return Err(refuse(
                 RunStatus::Failed,
                 format!("the data of database \"{}\" is not there at the node", database.label),
@@ -230,7 +243,8 @@ fn offer(database: &Database, spec: &mut RunSpec, egress: &mut Egress) -> Result
 }
 
 /// The group through which a file can be read that others cannot read; root's own is never given.
-fn needed_group(path: &std::path::Path) -> Option<u32> {
+#[must_use]
+pub fn needed_group(path: &std::path::Path) -> Option<u32> {
     let about = std::fs::metadata(path).ok()?;
     (about.mode() & 0o044 == 0o040 && about.gid() != 0).then(|| about.gid())
 }

@@ -9,11 +9,13 @@ use v6_runtime::{Digest, Error, ErrorKind, ImageRef, PullPolicy, ResolvedImage};
 use super::context::RunContext;
 use super::sessions;
 use super::shared::{Node, patience};
-use super::spec::{Gathered, Prepared, Unfit, prepare};
+use super::spec::{Gathered, Prepared, Unfit, needed_group, prepare, source};
 use super::verdict::Verdict;
 use crate::cli::render;
+use crate::config::Located;
 use crate::hq::{Action, HqError, OpenRun, PatchOutcome, RunPatch, RunStatus};
 use crate::policy::{Decision, Sender, Store};
+use crate::readable::{Obstacle, Reader};
 
 /// How often a registry that does not answer is asked before the run is given up.
 const REGISTRY_TRIES: u32 = 4;
@@ -71,6 +73,9 @@ pub async fn start(
     claim(node, run).await?;
     let arguments = arguments(node, run)?;
     let dataframes = dataframes(run, action)?;
+    if action == Action::DataExtraction {
+        readable(node, run).await?;
+    }
     let session_files = sessions::files_for(node, run, action, &dataframes).await?;
     let context = RunContext::of(run, node.config.share_algorithm_logs, 0)
         .map_err(|word| Verdict::new(RunStatus::Failed, word.to_string()))?;
@@ -82,10 +87,7 @@ pub async fn start(
     let Prepared { spec, context, warnings } =
         prepare(&node.config, &node.us, gathered).map_err(|unfit| {
             node.gateway.forget(&context.run_id());
-            match unfit {
-                Unfit::Verdict(verdict) => verdict,
-                Unfit::Spec(error) => Verdict::new(RunStatus::Failed, error.to_string()),
-            }
+            unfit.into_verdict()
         })?;
     for warning in warnings {
         tracing::warn!(run = run.id, "{warning}");
@@ -234,6 +236,36 @@ fn dataframes(run: &OpenRun, action: Action) -> Result<Vec<Vec<String>>, Verdict
     run.task.dataframe_groups().ok_or_else(|| {
         Verdict::new(RunStatus::Failed, "the step may only work on dataframes, and the task names something else")
     })
+}
+
+/// Whether the data that an extraction asks for is there and open to the user that runs have: said
+/// here it is a sentence, found out inside the container it is a traceback.
+async fn readable(node: &Node, run: &OpenRun) -> Result<(), Verdict> {
+    let database = source(&node.config, run).map_err(Unfit::into_verdict)?.clone();
+    let label = database.label.clone();
+    let looked = tokio::task::spawn_blocking(move || match database.locate() {
+        Located::File(path) | Located::Folder(path) => {
+            let group = database.group.or_else(|| needed_group(&path));
+            Reader::of_runs(group).can_read(&path)
+        }
+        Located::Missing(path) => Err(Obstacle::Unseen(path, std::io::ErrorKind::NotFound.into())),
+        Located::Volume(_) | Located::Service(_) => Ok(()),
+    });
+    let trouble = match looked.await {
+        // What is above the data does not matter to an engine that mounts it as root.
+        Ok(Ok(()) | Err(Obstacle::Closed(_))) => return Ok(()),
+        Ok(Err(Obstacle::Unreadable(path, _))) => {
+            tracing::error!(run = run.id, database = label, path = %path.display(), "algorithms may not read the data; v6-node check says what to do");
+            "may not be read by algorithms"
+        }
+        Ok(Err(Obstacle::Unseen(path, error))) => {
+            tracing::error!(run = run.id, database = label, path = %path.display(), %error, "the data is not there");
+            "is not there"
+        }
+        Err(_) => "could not be looked at",
+    };
+    let reason = format!("the data of database \"{label}\" at this node {trouble}");
+    Err(Verdict::new(RunStatus::Failed, reason))
 }
 
 fn no_token(error: HqError) -> NotStarted {

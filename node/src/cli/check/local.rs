@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 
 use super::probe::{Finding, Probe};
-use super::readable::{Obstacle, Reader};
 use crate::config::{Config, Database, Located, units};
 use crate::crypto::PrivateKey;
+use crate::readable::{Obstacle, Reader};
 
 /// All of them, for this configuration.
 pub fn probes(config: &Config) -> Vec<Box<dyn Probe>> {

@@ -7,7 +7,6 @@ pub mod engine;
 pub mod hq;
 pub mod local;
 mod probe;
-mod readable;
 mod report;
 
 use std::io::{self, IsTerminal as _, Write};
