@@ -9,7 +9,7 @@ import subprocess
 import unittest
 from pathlib import Path
 
-from bed import GRACE, LOG_LIMIT, MIB, PROBE, RUST, Node, bed, until
+from bed import FINAL, GRACE, LOG_LIMIT, MIB, PROBE, RUST, Node, bed, until
 
 
 class Algorithms(unittest.TestCase):
@@ -75,22 +75,44 @@ class Algorithms(unittest.TestCase):
     def test_a_method_that_the_image_lacks(self):
         self.ended("no-such-method", "crashed", "KeyError")
 
-    def test_a_database_that_the_node_lacks(self):
-        user = self.at.user
-        _, task = user.start_extraction(user.session(), RUST, label="no-such-label")
-        for run in user.wait_runs(task, {"failed", "completed"}):
-            self.assertEqual(run.status, "failed")
-            self.assertIn("no-such-label", run.log)
+    def test_a_database_that_is_gone(self):
+        node = self.at.nodes[2]
+        path = Path(node.environment["DATABASE_DEFAULT_URI"])
+        aside = path.rename(path.with_name("aside"))
+        try:
+            user = self.at.user
+            _, task = user.start_extraction(user.session(), RUST)
+            runs = {run.organization: run for run in user.wait_runs(task, FINAL)}
+        finally:
+            aside.rename(path)
+        run = runs[self.at.seed["organizations"][2]["name"]]
+        self.assertEqual(run.status, "failed", run.log)
+        self.assertIn('the data of database "default" is not there at the node', run.log)
+
+    def test_a_database_that_the_run_may_not_read(self):
+        node = self.at.nodes[2]
+        path = Path(node.environment["DATABASE_DEFAULT_URI"])
+        path.chmod(0o600)
+        try:
+            user = self.at.user
+            _, task = user.start_extraction(user.session(), RUST)
+            runs = {run.organization: run for run in user.wait_runs(task, FINAL)}
+        finally:
+            path.chmod(0o644)
+        run = runs[self.at.seed["organizations"][2]["name"]]
+        self.assertEqual(run.status, "crashed", run.log)
+        self.assertIn("Permission denied", run.log)
 
 
 class Encrypted(unittest.TestCase):
     def test_input_that_cannot_be_decrypted(self):
+        from vantage6.common import bytes_to_base64s
         from vantage6.common.encryption import RSACryptor
 
         at = bed().collaboration("encrypted", encrypted=True)
-        stranger = at.folder / "stranger.pem"
-        RSACryptor.create_new_rsa_key(stranger)
-        wrong = RSACryptor(stranger).public_key_str
+        # Not RSACryptor(path): there is one object of it, whatever the path.
+        stranger = RSACryptor.create_new_rsa_key(at.folder / "stranger.pem")
+        wrong = bytes_to_base64s(RSACryptor.create_public_key_bytes(stranger))
         cryptor = at.user.client.cryptor
         right = cryptor.encrypt_bytes_to_str
         cryptor.encrypt_bytes_to_str = lambda data, _key: right(data, wrong)
