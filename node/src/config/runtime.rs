@@ -13,7 +13,7 @@ use super::database::{Database, Located, Source, absolute};
 use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
-use crate::hq::Action;
+use crate::hq::{Action, proxy_address};
 use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
 use super::units;
 use crate::policy::ImagePattern;
@@ -64,7 +64,7 @@ pub(super) fn read(
         images: images(context, section),
         egress: egress(&section.section("egress")),
         docker_host: docker_host(&section.section("docker")),
-        proxy: proxy(environment, &section.section("proxy")),
+        proxy: proxy(context, environment, &section.section("proxy")),
         ca_certificates: section.list("ca_certificates", path).unwrap_or_default(),
     }
 }
@@ -287,30 +287,33 @@ fn volume_name(name: &str) -> Result<String, Fault> {
 }
 
 /// The section's proxies, each from the environment where the section has none.
-fn proxy(environment: &Environment, section: &Section<'_>) -> Proxy {
-    let address = |key, variables: &[&str]| {
+fn proxy(context: &Context, environment: &Environment, section: &Section<'_>) -> Proxy {
+    let usable = |text: Option<Secret>| match text {
+        Some(text) if proxy_address(text.expose()).is_some() => Ok(text),
+        _ => fault(
+            "it is not the address of an HTTP proxy",
+            "write for example http://proxy.example.org:3128",
+        ),
+    };
+    let address = |key, variables: [&str; 4]| {
         if section.get(key).is_some() {
-            return section.read(key, |field| {
-                let text = field.secret()?;
-                match url::Url::parse(text.expose()) {
-                    Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
-                        Ok(text)
-                    }
-                    _ => fault(
-                        "it is not the address of an HTTP proxy",
-                        "write for example http://proxy.example.org:3128",
-                    ),
-                }
-            });
+            // A word alone is rather a slip here; in the environment it is custom.
+            let spelt_out = |text: &Secret| text.expose().contains("://");
+            return section.read(key, |field| usable(Some(field.secret()?).filter(spelt_out)));
         }
-        variables
-            .iter()
-            .find_map(|name| environment.get(name))
-            .map(Secret::new)
+        let given = |name: &&str| environment.get(name).is_some();
+        let name = variables.into_iter().find(given)?;
+        match usable(environment.get(name).map(Secret::new)) {
+            Ok(address) => Some(address),
+            Err(fault) => {
+                context.in_environment(name, fault);
+                None
+            }
+        }
     };
     let proxy = Proxy {
-        http: address("http", &["http_proxy", "HTTP_PROXY"]),
-        https: address("https", &["https_proxy", "HTTPS_PROXY"]),
+        http: address("http", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]),
+        https: address("https", ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
         no_proxy: section.read("no_proxy", Field::text).or_else(|| {
             let found = environment
                 .get("no_proxy")

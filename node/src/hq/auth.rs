@@ -9,7 +9,9 @@ use tokio::task::AbortHandle;
 use url::Url;
 
 use super::backoff::Backoff;
+use super::connection::{ConnectionError, causes};
 use super::http::Http;
+use super::retry::{ReadError, read_bounded, stranger};
 use crate::secret::Secret;
 
 /// Who the node is for Keycloak.
@@ -175,7 +177,7 @@ impl Tokens {
             match Self::sign_in(http, credentials.clone()).await {
                 Err(error) if error.is_retryable() => {
                     let pause = backoff.pause();
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    let cause = causes(&error);
                     tracing::warn!(%error, cause, ?pause, "sign-in failed, trying again");
                     tokio::time::sleep(pause).await;
                 }
@@ -232,7 +234,7 @@ impl Inner {
                 // Even a refusal: a client that was disabled may be enabled again.
                 Err(error) => {
                     let pause = backoff.pause();
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    let cause = causes(&error);
                     if error.is_retryable() {
                         tracing::warn!(%error, cause, ?pause, "token not renewed, trying again");
                     } else {
@@ -289,31 +291,26 @@ async fn ask(
     serial: u64,
 ) -> Result<Token, SignInError> {
     let address = endpoint.to_string();
-    let unreachable = |error: reqwest::Error| SignInError::Unreachable {
+    let unreachable = |error: ConnectionError| SignInError::Unreachable {
         address: address.clone(),
-        source: Box::new(error.without_url()),
+        source: Box::new(error),
     };
     // Counted from before the request: the token is at least as old as we think.
     let (born, born_by_clock) = (Instant::now(), SystemTime::now());
     let client_id = format!("{}-node-client", credentials.node_name);
-    let response = http
-        .client
-        .post(endpoint.clone())
-        .form(&[
-            ("grant_type", "client_credentials"),
-            ("client_id", &client_id),
-            ("client_secret", credentials.api_key.expose()),
-            ("scope", "openid"),
-        ])
-        .send()
-        .await
-        .map_err(unreachable)?;
+    let request = http.client.post(endpoint.clone()).form(&[
+        ("grant_type", "client_credentials"),
+        ("client_id", &client_id),
+        ("client_secret", credentials.api_key.expose()),
+        ("scope", "openid"),
+    ]);
+    let response = http.send(endpoint, request).await.map_err(unreachable)?;
     let status = response.status().as_u16();
-    let body = super::retry::read_bounded(response, 1 << 20)
+    let body = read_bounded(http, response, 1 << 20)
         .await
         .map_err(|error| match error {
-            super::retry::ReadError::Http(error) => unreachable(error),
-            super::retry::ReadError::TooLarge => SignInError::NotReady {
+            ReadError::Connection(error) => unreachable(error),
+            ReadError::TooLarge => SignInError::NotReady {
                 address: address.clone(),
                 status,
                 message: "the answer is too large".to_owned(),
@@ -348,7 +345,10 @@ async fn ask(
                 error: Some(text), ..
             },
         ) => text,
-        _ => super::retry::excerpt(&body),
+        _ => {
+            let proxy = http.clear_proxy(endpoint).map(|proxy| proxy.to_string());
+            stranger(&body, proxy.as_deref())
+        }
     };
     Err(match status {
         401 => SignInError::WrongKey {

@@ -3,23 +3,33 @@
 //! Both go through the HTTP client of everything else, so that time-outs, proxies and
 //! certificate authorities are the same. A WebSocket is tried first: with several HQ
 //! processes polling needs a load balancer that keeps a client at one of them.
+//!
+//! Through a proxy a WebSocket goes by `CONNECT` (RFC 6455 4.1): for an `https` HQ the HTTP
+//! client does so for everything; for an `http` one it would have the proxy forward the
+//! request, and proxies drop the upgrade, so the tunnel is made here. Only a proxy that is
+//! itself reached by TLS gets the upgrade to forward.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use reqwest::header;
+use reqwest::{StatusCode, header};
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::ClientRequestBuilder;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use tokio_util::task::AbortOnDropHandle;
+use url::Url;
 
+use super::connection::{ConnectionError, causes};
 use super::http::Http;
+use super::proxy::Proxy;
 use super::rest::HqAddress;
-use super::retry::{ReadError, excerpt, read_bounded};
+use super::retry::{ReadError, read_bounded, stranger};
 use crate::secret::Secret;
 
 /// Largest message that is taken from HQ, in bytes.
@@ -33,7 +43,7 @@ const STEP: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
     #[error("HQ could not be reached")]
-    Http(#[source] reqwest::Error),
+    Connection(#[from] ConnectionError),
     #[error("the WebSocket failed")]
     WebSocket(#[source] Box<tokio_tungstenite::tungstenite::Error>),
     #[error("HQ answered {0}: {1}")]
@@ -49,7 +59,7 @@ pub(super) enum LinkError {
 impl From<ReadError> for LinkError {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Http(error) => Self::Http(error.without_url()),
+            ReadError::Connection(error) => Self::Connection(error),
             ReadError::TooLarge => Self::Protocol("more than 8 MiB at once"),
         }
     }
@@ -101,9 +111,16 @@ fn read_open(packet: &str) -> Result<Open, LinkError> {
         .ok_or(LinkError::Protocol("no opening packet"))
 }
 
+/// What a WebSocket runs on.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+type WebSocket = WebSocketStream<Box<dyn Duplex>>;
+
 /// An open connection.
 pub(super) enum Link {
-    WebSocket(Box<WebSocketStream<reqwest::Upgraded>>),
+    WebSocket(Box<WebSocket>),
     Polling(Box<Polling>),
 }
 
@@ -117,7 +134,7 @@ impl Link {
         match limited(web_socket(http, address, token)).await {
             Ok((socket, open)) => Ok((Self::WebSocket(Box::new(socket)), open)),
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                let cause = causes(&error);
                 tracing::debug!(%error, cause, "no WebSocket to HQ, polling instead");
                 let (polling, open) = limited(Polling::open(http, address, token)).await?;
                 Ok((Self::Polling(Box::new(polling)), open))
@@ -189,31 +206,56 @@ async fn limited<T>(step: impl Future<Output = Result<T, LinkError>>) -> Result<
         .unwrap_or(Err(LinkError::Timeout))
 }
 
-fn http(error: reqwest::Error) -> LinkError {
-    LinkError::Http(error.without_url())
+/// A status that is not the one of success.
+async fn refused(http: &Http, response: reqwest::Response) -> LinkError {
+    let status = response.status().as_u16();
+    let proxy = http.clear_proxy(response.url());
+    match read_bounded(http, response, 1 << 16).await {
+        Ok(body) => {
+            let proxy = proxy.map(|proxy| proxy.to_string());
+            LinkError::Status(status, stranger(&body, proxy.as_deref()))
+        }
+        Err(error) => error.into(),
+    }
 }
 
 async fn web_socket(
-    client: &Http,
+    http: &Http,
     address: &HqAddress,
     token: &Secret,
-) -> Result<(WebSocketStream<reqwest::Upgraded>, Open), LinkError> {
+) -> Result<(WebSocket, Open), LinkError> {
+    let url = address.socket("websocket", None);
+    let mut socket = match http.clear_proxy(&url) {
+        Some(proxy) if !proxy.is_https() => tunnelled(http, &proxy, url, token).await?,
+        _ => upgraded(http, &url, token).await?,
+    };
+    match socket.next().await {
+        Some(Ok(Message::Text(text))) => Ok((socket, read_open(&text)?)),
+        Some(Err(error)) => Err(LinkError::WebSocket(Box::new(error))),
+        _ => Err(LinkError::Closed),
+    }
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .max_message_size(Some(LARGEST))
+        .max_frame_size(Some(LARGEST))
+}
+
+/// A WebSocket as an upgraded request of the HTTP client.
+async fn upgraded(http: &Http, url: &Url, token: &Secret) -> Result<WebSocket, LinkError> {
     let key = generate_key();
-    let response = client
+    let request = http
         .client
-        .get(address.socket("websocket", None))
+        .get(url.clone())
         .bearer_auth(token.expose())
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
-        .header(header::SEC_WEBSOCKET_KEY, &key)
-        .send()
-        .await
-        .map_err(http)?;
-    let status = response.status().as_u16();
-    if status != 101 {
-        let body = read_bounded(response, 1 << 16).await?;
-        return Err(LinkError::Status(status, excerpt(&body)));
+        .header(header::SEC_WEBSOCKET_KEY, &key);
+    let response = http.send(url, request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refused(http, response).await);
     }
     let accept = response
         .headers()
@@ -222,22 +264,37 @@ async fn web_socket(
     if accept != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
         return Err(LinkError::Protocol("a wrong Sec-WebSocket-Accept"));
     }
-    let stream = response.upgrade().await.map_err(http)?;
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(LARGEST))
-        .max_frame_size(Some(LARGEST));
-    let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await;
-    match socket.next().await {
-        Some(Ok(Message::Text(text))) => Ok((socket, read_open(&text)?)),
-        Some(Err(error)) => Err(LinkError::WebSocket(Box::new(error))),
-        _ => Err(LinkError::Closed),
-    }
+    let stream = response.upgrade().await;
+    let stream = stream.map_err(|error| http.failed(url, error))?;
+    let stream: Box<dyn Duplex> = Box::new(stream);
+    Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config())).await)
+}
+
+/// A WebSocket through a tunnel that the proxy makes.
+async fn tunnelled(
+    http: &Http,
+    proxy: &Proxy,
+    mut url: Url,
+    token: &Secret,
+) -> Result<WebSocket, LinkError> {
+    let tunnel = tokio::time::timeout(http.settings.connect_timeout, proxy.tunnel(&url));
+    let stream = tunnel.await.map_err(|_| LinkError::Timeout)??;
+    let wrong = || LinkError::Protocol("an address that no WebSocket can have");
+    url.set_scheme("ws").map_err(|()| wrong())?;
+    let uri = url.as_str().parse().map_err(|_| wrong())?;
+    let request = ClientRequestBuilder::new(uri)
+        .with_header("Authorization", format!("Bearer {}", token.expose()));
+    let stream: Box<dyn Duplex> = Box::new(stream);
+    let (socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(config()))
+        .await
+        .map_err(|error| LinkError::WebSocket(Box::new(error)))?;
+    Ok(socket)
 }
 
 /// HTTP long polling: a task asks for packets all the time, so that nothing that HQ hands
 /// over is lost when a receiving future is dropped.
 pub(super) struct Polling {
-    client: Http,
+    http: Http,
     address: HqAddress,
     token: Secret,
     sid: String,
@@ -247,24 +304,24 @@ pub(super) struct Polling {
 
 impl Polling {
     async fn open(
-        client: &Http,
+        http: &Http,
         address: &HqAddress,
         token: &Secret,
     ) -> Result<(Self, Open), LinkError> {
-        let body = poll(client, address, token, None, STEP).await?;
+        let body = poll(http, address, token, None, STEP).await?;
         let mut packets: VecDeque<&str> = body.split(SEPARATOR).collect();
         let open = read_open(packets.pop_front().unwrap_or_default())?;
         let early: Vec<String> = packets.into_iter().map(str::to_owned).collect();
         let (tell, told) = mpsc::channel(64);
         let poller = {
-            let (client, address, token) = (client.clone(), address.clone(), token.clone());
+            let (http, address, token) = (http.clone(), address.clone(), token.clone());
             let open = open.clone();
             async move {
                 if !hand_over(&tell, early.iter().map(String::as_str)).await {
                     return;
                 }
                 loop {
-                    match poll(&client, &address, &token, Some(&open.sid), open.silence()).await {
+                    match poll(&http, &address, &token, Some(&open.sid), open.silence()).await {
                         Ok(body) => {
                             if !hand_over(&tell, body.split(SEPARATOR)).await {
                                 return;
@@ -279,7 +336,7 @@ impl Polling {
             }
         };
         let polling = Self {
-            client: client.clone(),
+            http: http.clone(),
             address: address.clone(),
             token: token.clone(),
             sid: open.sid.clone(),
@@ -294,23 +351,19 @@ impl Polling {
     }
 
     async fn send(&mut self, packet: String) -> Result<(), LinkError> {
-        let response = self
+        let (http, url) = (&self.http, self.address.socket("polling", Some(&self.sid)));
+        let request = http
             .client
-            .client
-            .post(self.address.socket("polling", Some(&self.sid)))
+            .post(url.clone())
             .bearer_auth(self.token.expose())
             .header(header::CONTENT_TYPE, "text/plain;charset=UTF-8")
-            .body(packet)
-            .send()
-            .await
-            .map_err(http)?;
-        let status = response.status().as_u16();
-        let body = read_bounded(response, 1 << 16).await?;
-        if status == 200 {
-            Ok(())
-        } else {
-            Err(LinkError::Status(status, excerpt(&body)))
+            .body(packet);
+        let response = http.send(&url, request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refused(http, response).await);
         }
+        read_bounded(http, response, 1 << 16).await?;
+        Ok(())
     }
 }
 
@@ -330,25 +383,23 @@ async fn hand_over<'a>(
 }
 
 async fn poll(
-    client: &Http,
+    http: &Http,
     address: &HqAddress,
     token: &Secret,
     sid: Option<&str>,
     limit: Duration,
 ) -> Result<String, LinkError> {
-    let response = client
+    let url = address.socket("polling", sid);
+    let request = http
         .client
-        .get(address.socket("polling", sid))
+        .get(url.clone())
         .bearer_auth(token.expose())
-        .timeout(limit)
-        .send()
-        .await
-        .map_err(http)?;
-    let status = response.status().as_u16();
-    let body = read_bounded(response, LARGEST).await?;
-    if status != 200 {
-        return Err(LinkError::Status(status, excerpt(&body)));
+        .timeout(limit);
+    let response = http.send(&url, request).await?;
+    if response.status() != StatusCode::OK {
+        return Err(refused(http, response).await);
     }
+    let body = read_bounded(http, response, LARGEST).await?;
     String::from_utf8(body.into()).map_err(|_| LinkError::Protocol("a body that is not UTF-8"))
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use reqwest::Method;
 
 use super::backoff::Backoff;
+use super::connection::ConnectionError;
 use super::error::HqError;
 use super::rest::{Hq, LARGE};
 use super::retry::{RawAnswer, name_of, once};
@@ -57,11 +58,11 @@ impl Hq {
                     .header(reqwest::header::CONTENT_TYPE, *content_type)
                     .body(body.clone());
             }
-            match once(&call, request, LARGE).await {
+            match once(&self.http, &call, &url, request, LARGE).await {
                 Err(HqError::Unreachable { call, source }) => {
                     let never_sent = source
-                        .downcast_ref::<reqwest::Error>()
-                        .is_some_and(reqwest::Error::is_connect);
+                        .downcast_ref::<ConnectionError>()
+                        .is_some_and(ConnectionError::never_sent);
                     let pause = backoff.pause();
                     if !(never_sent || method == Method::GET)
                         || start.elapsed() + pause > self.retry.within

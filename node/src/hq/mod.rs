@@ -13,11 +13,13 @@
 
 mod auth;
 mod backoff;
+mod connection;
 mod engineio;
 mod error;
 mod event;
 mod forward;
 mod http;
+mod proxy;
 mod rest;
 mod result_body;
 mod retry;
@@ -31,6 +33,7 @@ pub use auth::{Credentials, SignInError, Token, Tokens};
 pub use backoff::Backoff;
 pub use error::HqError;
 pub use http::{Http, HttpSettings, HttpSetupError};
+pub use proxy::address as proxy_address;
 pub use rest::{Hq, HqAddress};
 pub use result_body::{BytesSource, FileSource, ResultSource};
 pub use retry::{RawAnswer, Retry};

@@ -160,12 +160,13 @@ impl Hq {
     ) -> Result<RawAnswer, HqError> {
         let url = self.address.join(path)?;
         let call = name_of(&method, path);
-        let (call, client, dress) = (call.as_str(), &self.http.client, &dress);
+        let (call, http, url, dress) = (call.as_str(), &self.http, &url, &dress);
         until_answered(call, &self.tokens, self.retry, |token| {
-            let request = client
+            let request = http
+                .client
                 .request(method.clone(), url.clone())
                 .bearer_auth(token.expose());
-            once(call, dress(request), limit)
+            once(http, call, url, dress(request), limit)
         })
         .await
     }
@@ -372,7 +373,7 @@ impl Hq {
         // Time for a slow line, 100 kB a second, beside that of any call.
         let limit =
             self.http.settings.request_timeout + Duration::from_secs(source.length() / 75_000);
-        let (call, client, patch, url) = (call.as_str(), &self.http.client, &patch, &url);
+        let (call, http, patch, url) = (call.as_str(), &self.http, &patch, &url);
         let answer = until_answered(call, &self.tokens, self.retry, |token| async move {
             let failed = |source| HqError::ResultSource {
                 call: call.to_owned(),
@@ -384,14 +385,15 @@ impl Hq {
             let (length, body) = result_body::body(patch, encoder, source.length(), input)
                 .map_err(|error| failed(error.into()))?;
             let (body, fault) = watched(body);
-            let request = client
+            let request = http
+                .client
                 .patch(url.clone())
                 .bearer_auth(token.expose())
                 .header(reqwest::header::CONTENT_TYPE, "application/json")
                 .header(reqwest::header::CONTENT_LENGTH, length)
                 .timeout(limit)
                 .body(reqwest::Body::wrap_stream(body));
-            let answer = once(call, request, SMALL).await;
+            let answer = once(http, call, url, request, SMALL).await;
             match fault.try_recv() {
                 Ok(fault) if answer.is_err() => Err(failed(fault)),
                 _ => answer,

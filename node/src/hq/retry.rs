@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Deserialize;
+use url::Url;
 
 use super::auth::Tokens;
 use super::backoff::Backoff;
+use super::connection::{ConnectionError, causes};
 use super::error::HqError;
+use super::http::Http;
 
 /// How long and how often a call is repeated.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +43,8 @@ pub struct RawAnswer {
     pub content_type: Option<String>,
     /// The body, bounded by the caller's limit.
     pub body: Bytes,
+    /// An HTTP proxy on the way that could have answered in HQ's place, without its password.
+    pub proxy: Option<String>,
 }
 
 impl RawAnswer {
@@ -48,8 +53,10 @@ impl RawAnswer {
         struct Said {
             msg: String,
         }
-        let message = serde_json::from_slice::<Said>(&self.body)
-            .map_or_else(|_| excerpt(&self.body), |said| said.msg);
+        let message = serde_json::from_slice::<Said>(&self.body).map_or_else(
+            |_| stranger(&self.body, self.proxy.as_deref()),
+            |said| said.msg,
+        );
         HqError::Status {
             call: call.to_owned(),
             status: self.status,
@@ -59,12 +66,17 @@ impl RawAnswer {
 }
 
 pub(super) enum ReadError {
-    Http(reqwest::Error),
+    Connection(ConnectionError),
     TooLarge,
 }
 
 /// The whole body, if it has at most `limit` bytes.
-pub(super) async fn read_bounded(mut response: Response, limit: usize) -> Result<Bytes, ReadError> {
+pub(super) async fn read_bounded(
+    http: &Http,
+    mut response: Response,
+    limit: usize,
+) -> Result<Bytes, ReadError> {
+    let url = response.url().clone();
     if response
         .content_length()
         .is_some_and(|length| length > limit as u64)
@@ -72,7 +84,11 @@ pub(super) async fn read_bounded(mut response: Response, limit: usize) -> Result
         return Err(ReadError::TooLarge);
     }
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(ReadError::Http)? {
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| ReadError::Connection(http.failed(&url, error)))?
+    {
         if body.len() + chunk.len() > limit {
             return Err(ReadError::TooLarge);
         }
@@ -87,18 +103,30 @@ pub(super) fn excerpt(body: &[u8]) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// The beginning of a body that HQ or Keycloak would hardly have sent, and who else may
+/// have.
+pub(super) fn stranger(body: &[u8], proxy: Option<&str>) -> String {
+    let text = excerpt(body);
+    match proxy {
+        Some(proxy) => format!("{text} (perhaps said by the proxy {proxy} on the way)"),
+        None => text,
+    }
+}
+
 /// One attempt with a given token.
 pub(super) async fn once(
+    http: &Http,
     call: &str,
+    url: &Url,
     request: RequestBuilder,
     limit: usize,
 ) -> Result<RawAnswer, HqError> {
-    let unreachable = |error: reqwest::Error| HqError::Unreachable {
+    let unreachable = |error: ConnectionError| HqError::Unreachable {
         call: call.to_owned(),
-        source: Box::new(error.without_url()),
+        source: Box::new(error),
     };
     let start = Instant::now();
-    let response = request.send().await.map_err(unreachable)?;
+    let response = http.send(url, request).await.map_err(unreachable)?;
     let status = response.status().as_u16();
     let milliseconds = start.elapsed().as_secs_f64() * 1e3;
     tracing::debug!(call, status, milliseconds, "HQ answered");
@@ -107,13 +135,14 @@ pub(super) async fn once(
         .get(reqwest::header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
-    match read_bounded(response, limit).await {
+    match read_bounded(http, response, limit).await {
         Ok(body) => Ok(RawAnswer {
             status,
             content_type,
             body,
+            proxy: http.clear_proxy(url).map(|proxy| proxy.to_string()),
         }),
-        Err(ReadError::Http(error)) => Err(unreachable(error)),
+        Err(ReadError::Connection(error)) => Err(unreachable(error)),
         Err(ReadError::TooLarge) => Err(HqError::TooLarge {
             call: call.to_owned(),
             limit,
@@ -180,7 +209,7 @@ where
         if start.elapsed() + pause > patience {
             return Err(failed);
         }
-        let cause = std::error::Error::source(&failed).map(ToString::to_string);
+        let cause = causes(&failed);
         tracing::debug!(error = %failed, cause, ?pause, "call repeated");
         tokio::time::sleep(pause).await;
     }

@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::auth::Token;
 use super::backoff::Backoff;
+use super::connection::causes;
 use super::engineio::{Frame, Link, LinkError, Open};
 use super::event::{self, Received};
 use super::rest::Hq;
@@ -198,7 +199,7 @@ impl Driver {
                     }
                     reason.to_owned()
                 }
-                End::Lost(error) => match std::error::Error::source(&error) {
+                End::Lost(error) => match causes(&error) {
                     Some(cause) => format!("{error}: {cause}"),
                     None => error.to_string(),
                 },
