@@ -87,7 +87,7 @@ class Algorithms(unittest.TestCase):
             aside.rename(path)
         run = runs[self.at.seed["organizations"][2]["name"]]
         self.assertEqual(run.status, "failed", run.log)
-        self.assertIn('the data of database "default" is not there at the node', run.log)
+        self.assertIn('the data of database "default" at this node is not there', run.log)
 
     def test_a_database_that_the_run_may_not_read(self):
         node = self.at.nodes[2]
@@ -100,8 +100,8 @@ class Algorithms(unittest.TestCase):
         finally:
             path.chmod(0o644)
         run = runs[self.at.seed["organizations"][2]["name"]]
-        self.assertEqual(run.status, "crashed", run.log)
-        self.assertIn("Permission denied", run.log)
+        self.assertEqual(run.status, "failed", run.log)
+        self.assertIn("may not be read by algorithms", run.log)
 
 
 class Encrypted(unittest.TestCase):
