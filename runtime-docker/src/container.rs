@@ -22,7 +22,7 @@ use crate::record::{Part, Record, name};
 
 /// Where our own things are inside a container.
 pub(crate) const OURS: &str = "/.v6";
-const HELPER: &str = "/.v6/helper";
+pub(crate) const HELPER: &str = "/.v6/helper";
 pub(crate) const CLAIM: &str = "/.v6/claim";
 const ENV: &str = "/.v6/env";
 const EGRESS: &str = "/.v6/egress";

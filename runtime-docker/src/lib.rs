@@ -38,6 +38,7 @@ mod driver;
 mod egress;
 mod engine;
 mod error;
+mod examine;
 mod files_image;
 mod host;
 mod image;

@@ -17,7 +17,7 @@ use crate::config::DockerConfig;
 use crate::container::collected_at;
 use crate::image::Fault;
 use crate::state::Shared;
-use crate::{archive, connect, image, lease, logs, look, translate};
+use crate::{archive, connect, examine, image, lease, logs, look, translate};
 
 /// Runs containers on one Docker engine, for one owner.
 ///
@@ -117,7 +117,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn examine(&self) -> Result<Vec<v6_runtime::Observation>> {
-        Err(Error::unsupported("examine", "this runtime cannot examine itself"))
+        told(examine::examine(&self.shared.config).await, "examine", None)
     }
 
     async fn acquire(&self) -> Result<Lease> {
