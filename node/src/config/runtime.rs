@@ -13,9 +13,9 @@ use super::database::{Database, Located, Source, absolute};
 use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
-use crate::hq::{Action, proxy_address};
 use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
 use super::units;
+use crate::hq::{Action, proxy_address};
 use crate::policy::ImagePattern;
 use crate::secret::Secret;
 
@@ -312,8 +312,14 @@ fn proxy(context: &Context, environment: &Environment, section: &Section<'_>) ->
         }
     };
     let proxy = Proxy {
-        http: address("http", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]),
-        https: address("https", ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
+        http: address(
+            "http",
+            ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"],
+        ),
+        https: address(
+            "https",
+            ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"],
+        ),
         no_proxy: section.read("no_proxy", Field::text).or_else(|| {
             let found = environment
                 .get("no_proxy")

@@ -25,10 +25,10 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
+use super::address::HqAddress;
 use super::connection::{ConnectionError, causes};
 use super::http::Http;
 use super::proxy::Proxy;
-use super::rest::HqAddress;
 use super::retry::{ReadError, read_bounded, stranger};
 use crate::secret::Secret;
 

@@ -11,6 +11,7 @@
 //! - [`Socket`]: the Socket.IO connection (protocol 3), which heals itself;
 //! - [`RunPatch`], [`ResultSource`]: reports of runs, results of any size included.
 
+mod address;
 mod auth;
 mod backoff;
 mod connection;
@@ -29,12 +30,13 @@ mod time;
 mod types;
 mod wire;
 
+pub use address::HqAddress;
 pub use auth::{Credentials, SignInError, Token, Tokens};
 pub use backoff::Backoff;
 pub use error::HqError;
 pub use http::{Http, HttpSettings, HttpSetupError};
 pub use proxy::address as proxy_address;
-pub use rest::{Hq, HqAddress};
+pub use rest::Hq;
 pub use result_body::{BytesSource, FileSource, ResultSource};
 pub use retry::{RawAnswer, Retry};
 pub use socket::{Emit, EmitError, Event, Kill, NodeInfo, Socket, SocketEvents, SocketSettings};
