@@ -93,6 +93,7 @@ pub(crate) fn words(error: &bollard::errors::Error) -> String {
         bollard::errors::Error::DockerResponseServerError { message, .. } => {
             message.trim().to_owned()
         }
+        bollard::errors::Error::DockerStreamError { error } => error.trim().to_owned(),
         other => other.to_string(),
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as Engine;
-use bollard::models::ImageInspect;
+use bollard::models::{CreateImageInfo, ImageInspect};
 use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures_util::StreamExt;
+use tokio::time::{Instant, timeout};
 use v6_runtime::{
     Digest, Error, ErrorKind, ImageIdentity, ImageRef, PullPolicy, RegistryCredentials,
     ResolvedImage, Result, StartFailure, StartFailureCause,
@@ -20,6 +21,8 @@ use crate::registry_words::{Trouble, trouble};
 const PULL_STALLED: Duration = Duration::from_secs(300);
 /// The registry is asked for a digest no longer than this.
 const ASK_LIMIT: Duration = Duration::from_secs(60);
+/// How often a pull's progress is told.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// An image that the engine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,22 +73,17 @@ pub(crate) async fn resolve(
 ) -> Result<ResolvedImage> {
     // A digest says all there is to say, wherever the image is.
     if let Some(digest) = image.digest() {
-        let platform = match local(docker, &image.pinned(digest.clone()).to_string()).await? {
-            Some(found) => platform(&found),
-            None => engine_platform(docker).await?,
-        };
-        return Ok(ResolvedImage::new(
-            image.clone(),
-            ImageIdentity::Manifest(digest.clone()),
-            platform,
-        ));
+        let identity = ImageIdentity::Manifest(digest.clone());
+        let here = local(docker, &image.pinned(digest.clone()).to_string()).await?;
+        let platform = fitting(docker, image, here.as_ref().map(platform)).await?;
+        return Ok(ResolvedImage::new(image.clone(), identity, platform));
     }
     let here = match policy {
         PullPolicy::Always => None,
         _ => local(docker, &image.to_string()).await?,
     };
     match (here, policy) {
-        (Some(found), _) => identify(image, &found),
+        (Some(found), _) => identify(docker, image, &found).await,
         (None, PullPolicy::Never) => Err(Error::new(
             ErrorKind::NotFound,
             format!("the engine has no image {image}"),
@@ -103,8 +101,11 @@ async fn ask(
     let credentials = credentials(logins, image);
     let name = image.to_string();
     let asking = docker.inspect_registry_image(&name, credentials);
-    let answer = match tokio::time::timeout(ASK_LIMIT, asking).await {
+    let answer = match timeout(ASK_LIMIT, asking).await {
         Ok(Ok(answer)) => answer,
+        Ok(Err(source)) if is_not_offered(&source) => {
+            return fetch_and_look(docker, logins, image).await;
+        }
         Ok(Err(source)) => return Err(refused(image, source)),
         Err(_) => {
             let message = format!(
@@ -122,40 +123,45 @@ async fn ask(
         )
         .with_source(error)
     })?;
-    let ours = engine_platform(docker).await?;
-    let offered: Vec<String> = answer
-        .platforms
-        .iter()
-        .filter_map(|p| {
-            Some(format!(
-                "{}/{}",
-                p.os.as_deref()?,
-                p.architecture.as_deref()?
-            ))
-        })
-        .filter(|p| !p.starts_with("unknown") && !p.starts_with('/') && !p.ends_with('/'))
-        .collect();
-    if !offered.is_empty() && !offered.contains(&ours) {
-        let message = format!(
-            "{image} is for {}, and this engine runs {ours}",
-            offered.join(", ")
-        );
-        return Err(Error::new(ErrorKind::NotFound, message));
+    let offered = answer.platforms.iter();
+    let offered = offered.map(|p| join(p.os.as_deref(), p.architecture.as_deref()));
+    let platform = fitting(docker, image, offered).await?;
+    let identity = ImageIdentity::Manifest(digest);
+    Ok(ResolvedImage::new(image.clone(), identity, platform))
+}
+
+/// Podman has no way to ask a registry, and says so in these words.
+fn is_not_offered(error: &Engine) -> bool {
+    let said = words(error);
+    status(error) == Some(404) && said.contains("/distribution/") && said.contains("not supported")
+}
+
+/// What is left where the registry cannot be asked: to fetch the image.
+async fn fetch_and_look(
+    docker: &Docker,
+    logins: &[RegistryCredentials],
+    image: &ImageRef,
+) -> Result<ResolvedImage> {
+    let name = image.to_string();
+    match pull(docker, logins, image, &name, &mut |_| {}).await {
+        Ok(()) => {}
+        Err(Pull::Refused(source)) => return Err(refused(image, source)),
+        Err(Pull::Stalled(message)) => return Err(Error::new(ErrorKind::Timeout, message)),
     }
-    Ok(ResolvedImage::new(
-        image.clone(),
-        ImageIdentity::Manifest(digest),
-        ours,
-    ))
+    match local(docker, &name).await? {
+        Some(found) => identify(docker, image, &found).await,
+        None => {
+            let message = format!("{name} was pulled, and the engine does not have it");
+            Err(Error::new(ErrorKind::Protocol, message))
+        }
+    }
 }
 
 /// The contract's error for a registry's refusal.
 fn refused(image: &ImageRef, source: Engine) -> Error {
-    let said = words(&source);
-    let kind = match trouble(status(&source), &said) {
-        Some(Trouble::Absent) => ErrorKind::NotFound,
+    let kind = match meaning(&source) {
+        Some(Trouble::Absent | Trouble::Unusable) => ErrorKind::NotFound,
         Some(Trouble::Denied) => ErrorKind::Denied,
-        Some(Trouble::Unusable) => ErrorKind::NotFound,
         Some(Trouble::Unreachable) => ErrorKind::Unavailable,
         None => {
             return Step::Engine {
@@ -165,7 +171,17 @@ fn refused(image: &ImageRef, source: Engine) -> Error {
             .into();
         }
     };
-    Error::new(kind, format!("{image}: {said}"))
+    Error::new(kind, format!("{image}: {}", words(&source)))
+}
+
+/// What the engine says about an image. The client's own troubles with the engine say nothing.
+fn meaning(error: &Engine) -> Option<Trouble> {
+    match error {
+        Engine::DockerResponseServerError { .. } | Engine::DockerStreamError { .. } => {
+            trouble(status(error), &words(error))
+        }
+        _ => None,
+    }
 }
 
 /// Makes sure that the engine has exactly this image. `progress` hears a line now and then.
@@ -175,100 +191,133 @@ pub(crate) async fn ensure(
     image: &ResolvedImage,
     progress: &mut (dyn FnMut(String) + Send),
 ) -> std::result::Result<LocalImage, Fault> {
-    if let Some(found) = find(docker, image).await.map_err(Fault::Engine)? {
+    if let Some(found) = find(docker, image).await? {
         return Ok(found);
     }
-    let failure = |cause, message: String| Err(Fault::Failure(StartFailure::new(cause, message)));
     let ImageIdentity::Manifest(digest) = &image.identity else {
         let message = format!(
             "{} ({}) was only ever on this engine, and is gone from it",
             image.reference,
             image.identity.digest()
         );
-        return failure(StartFailureCause::ImageNotFound, message);
+        return Err(failure(StartFailureCause::ImageNotFound, message));
     };
     let name = image.reference.pinned(digest.clone()).to_string();
-    if let Err(source) = pull(docker, logins, image, &name, progress).await? {
-        let said = words(&source);
-        let cause = match trouble(status(&source), &said) {
-            Some(Trouble::Absent) => StartFailureCause::ImageNotFound,
-            Some(Trouble::Denied) => StartFailureCause::ImageDenied,
-            Some(Trouble::Unreachable) => StartFailureCause::RegistryUnreachable,
-            Some(Trouble::Unusable) => StartFailureCause::ImageUnusable,
-            None => {
-                return Err(Fault::Engine(
-                    Step::Engine {
-                        step: "pulling the image",
-                        source,
-                    }
-                    .into(),
-                ));
-            }
-        };
-        return failure(cause, format!("{name}: {said}"));
+    match pull(docker, logins, &image.reference, &name, progress).await {
+        Ok(()) => {}
+        Err(Pull::Stalled(message)) => {
+            return Err(failure(StartFailureCause::RegistryUnreachable, message));
+        }
+        Err(Pull::Refused(source)) => {
+            let cause = match meaning(&source) {
+                Some(Trouble::Absent) => StartFailureCause::ImageNotFound,
+                Some(Trouble::Denied) => StartFailureCause::ImageDenied,
+                Some(Trouble::Unreachable) => StartFailureCause::RegistryUnreachable,
+                Some(Trouble::Unusable) => StartFailureCause::ImageUnusable,
+                None => {
+                    let step = "pulling the image";
+                    return Err(Fault::Engine(Step::Engine { step, source }.into()));
+                }
+            };
+            return Err(failure(cause, format!("{name}: {}", words(&source))));
+        }
     }
-    match find(docker, image).await.map_err(Fault::Engine)? {
-        Some(found) => Ok(found),
-        None => failure(
-            StartFailureCause::ImageUnusable,
-            format!("{name} was pulled, and the engine does not know it by that digest"),
-        ),
-    }
+    let found = find(docker, image).await?;
+    found.ok_or_else(|| {
+        let message = format!("{name} was pulled, and the engine does not know it by that digest");
+        failure(StartFailureCause::ImageUnusable, message)
+    })
+}
+
+fn failure(cause: StartFailureCause, message: String) -> Fault {
+    Fault::Failure(StartFailure::new(cause, message))
+}
+
+/// Why a pull came to nothing.
+enum Pull {
+    Refused(Engine),
+    Stalled(String),
 }
 
 async fn pull(
     docker: &Docker,
     logins: &[RegistryCredentials],
-    image: &ResolvedImage,
+    image: &ImageRef,
     name: &str,
     progress: &mut (dyn FnMut(String) + Send),
-) -> std::result::Result<std::result::Result<(), Engine>, Fault> {
+) -> std::result::Result<(), Pull> {
     let options = CreateImageOptionsBuilder::default()
         .from_image(name)
         .build();
-    let credentials = credentials(logins, &image.reference);
-    let mut lines = Box::pin(docker.create_image(Some(options), None, credentials));
-    let mut told = tokio::time::Instant::now();
+    let docker = docker.clone().with_timeout(PULL_STALLED);
+    let lines = docker.create_image(Some(options), None, credentials(logins, image));
+    let mut lines = std::pin::pin!(lines);
+    let mut told: Option<Instant> = None;
     loop {
-        match tokio::time::timeout(PULL_STALLED, lines.next()).await {
-            Ok(None) => return Ok(Ok(())),
-            Ok(Some(Err(error))) => return Ok(Err(error)),
-            Ok(Some(Ok(line))) => {
-                if let Some(status) = line
-                    .status
-                    .filter(|_| told.elapsed() > Duration::from_secs(1))
-                {
-                    told = tokio::time::Instant::now();
-                    progress(status);
-                }
-            }
+        let line = match timeout(PULL_STALLED, lines.next()).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(line)) => line.map_err(Pull::Refused)?,
             Err(_) => {
-                let message = format!(
-                    "{name}: the pull showed no progress for {} s",
-                    PULL_STALLED.as_secs()
-                );
-                return Err(Fault::Failure(StartFailure::new(
-                    StartFailureCause::RegistryUnreachable,
-                    message,
-                )));
+                let seconds = PULL_STALLED.as_secs();
+                let message = format!("{name}: the pull showed no progress for {seconds} s");
+                return Err(Pull::Stalled(message));
             }
+        };
+        let is_time = told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
+        if let (Some(status), true) = (&line.status, is_time) {
+            told = Some(Instant::now());
+            progress(tell(&line, status));
         }
     }
 }
 
+/// A line of a pull's progress as `docker pull` would show it.
+fn tell(line: &CreateImageInfo, status: &str) -> String {
+    let layer = line.id.as_deref().map(|id| format!("{id}: "));
+    let detail = line.progress_detail.as_ref();
+    let bytes = detail.and_then(|detail| Some((detail.current?, detail.total?)));
+    let bytes = bytes.map(|(done, all)| format!(" {done} of {all} bytes"));
+    let parts = (layer.unwrap_or_default(), bytes.unwrap_or_default());
+    format!("{}{status}{}", parts.0, parts.1)
+}
+
 /// The image of exactly this identity, if the engine has it.
-async fn find(docker: &Docker, image: &ResolvedImage) -> Result<Option<LocalImage>> {
+async fn find(
+    docker: &Docker,
+    image: &ResolvedImage,
+) -> std::result::Result<Option<LocalImage>, Fault> {
     let name = match &image.identity {
         ImageIdentity::ImageId(id) => id.to_string(),
         ImageIdentity::Manifest(digest) => image.reference.pinned(digest.clone()).to_string(),
     };
-    Ok(local(docker, &name).await?.and_then(describe))
+    let Some(found) = local(docker, &name).await.map_err(Fault::Engine)? else {
+        return Ok(None);
+    };
+    let theirs = platform(&found);
+    if !fits(&image.platform, &theirs) {
+        let message = format!(
+            "{name} is for {theirs}, and the engine runs {}",
+            image.platform
+        );
+        return Err(failure(StartFailureCause::ImageUnusable, message));
+    }
+    let Some(described) = describe(found) else {
+        let message = format!("the engine gave no id for {name}");
+        return Err(Fault::Engine(Error::new(ErrorKind::Protocol, message)));
+    };
+    if let ImageIdentity::ImageId(id) = &image.identity
+        && described.id != id.as_str()
+    {
+        return Ok(None);
+    }
+    Ok(Some(described))
 }
 
 fn describe(found: ImageInspect) -> Option<LocalImage> {
+    let id = image_id(&found)?;
     let config = found.config.unwrap_or_default();
     Some(LocalImage {
-        id: found.id?,
+        id,
         entrypoint: config.entrypoint.unwrap_or_default(),
         cmd: config.cmd.unwrap_or_default(),
         env: config.env.unwrap_or_default(),
@@ -277,8 +326,18 @@ fn describe(found: ImageInspect) -> Option<LocalImage> {
     })
 }
 
+/// Podman leaves the algorithm out.
+fn image_id(found: &ImageInspect) -> Option<String> {
+    let id = found.id.as_deref().filter(|id| !id.is_empty())?;
+    Some(if id.contains(':') {
+        id.to_owned()
+    } else {
+        format!("sha256:{id}")
+    })
+}
+
 async fn local(docker: &Docker, name: &str) -> Result<Option<ImageInspect>> {
-    match tokio::time::timeout(ASK_LIMIT, docker.inspect_image(name)).await {
+    match timeout(ASK_LIMIT, docker.inspect_image(name)).await {
         Ok(Ok(found)) => Ok(Some(found)),
         Ok(Err(source)) if status(&source) == Some(404) => Ok(None),
         Ok(Err(source)) => Err(Step::Engine {
@@ -296,32 +355,70 @@ async fn local(docker: &Docker, name: &str) -> Result<Option<ImageInspect>> {
 
 /// What identifies an image that the engine has under this name: the registry's digest, if it came
 /// from this repository.
-fn identify(image: &ImageRef, found: &ImageInspect) -> Result<ResolvedImage> {
+async fn identify(
+    docker: &Docker,
+    image: &ImageRef,
+    found: &ImageInspect,
+) -> Result<ResolvedImage> {
+    let platform = fitting(docker, image, [platform(found)]).await?;
     let from_registry = found.repo_digests.iter().flatten().find_map(|pinned| {
         let pinned = ImageRef::parse(pinned).ok()?;
-        (pinned.name() == image.name())
-            .then(|| pinned.digest().cloned())
-            .flatten()
+        let digest = pinned.digest().filter(|_| pinned.name() == image.name());
+        digest.cloned()
     });
     let identity = match from_registry {
         Some(digest) => ImageIdentity::Manifest(digest),
         None => {
-            let id = found.id.clone().unwrap_or_default();
-            ImageIdentity::ImageId(Digest::new(id).map_err(|error| {
+            let id = Digest::new(image_id(found).unwrap_or_default());
+            ImageIdentity::ImageId(id.map_err(|error| {
                 Error::new(ErrorKind::Protocol, "the engine gave no image id").with_source(error)
             })?)
         }
     };
-    Ok(ResolvedImage::new(image.clone(), identity, platform(found)))
+    Ok(ResolvedImage::new(image.clone(), identity, platform))
+}
+
+/// The engine's platform, if an image that is offered for these can run on it. None at all says
+/// nothing.
+async fn fitting(
+    docker: &Docker,
+    image: &ImageRef,
+    offered: impl IntoIterator<Item = String>,
+) -> Result<String> {
+    let ours = engine_platform(docker).await?;
+    let offered: Vec<String> = offered.into_iter().collect();
+    if offered.is_empty() || offered.iter().any(|theirs| fits(&ours, theirs)) {
+        return Ok(ours);
+    }
+    let offered = offered.join(", ");
+    let message = format!("{image} is for {offered}, and this engine runs {ours}");
+    Err(Error::new(ErrorKind::NotFound, message))
+}
+
+/// Whether system and architecture are the same, as far as both are known.
+fn fits(ours: &str, theirs: &str) -> bool {
+    let parts = ours.split('/').zip(theirs.split('/')).take(2);
+    let known = |part: &str| !part.is_empty() && part != "unknown";
+    parts
+        .filter(|(ours, theirs)| known(ours) && known(theirs))
+        .all(|(ours, theirs)| ours == theirs)
 }
 
 fn platform(found: &ImageInspect) -> String {
-    let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "unknown".into());
-    format!("{}/{}", part(&found.os), part(&found.architecture))
+    join(found.os.as_deref(), found.architecture.as_deref())
+}
+
+fn join(os: Option<&str>, architecture: Option<&str>) -> String {
+    let known = |part: Option<&str>| {
+        part.filter(|part| !part.is_empty())
+            .unwrap_or("unknown")
+            .to_owned()
+    };
+    format!("{}/{}", known(os), known(architecture))
 }
 
 async fn engine_platform(docker: &Docker) -> Result<String> {
-    let version = match tokio::time::timeout(ASK_LIMIT, docker.version()).await {
+    let version = match timeout(ASK_LIMIT, docker.version()).await {
         Ok(Ok(version)) => version,
         Ok(Err(source)) => {
             return Err(Step::Engine {
@@ -338,6 +435,49 @@ async fn engine_platform(docker: &Docker) -> Result<String> {
             .into());
         }
     };
-    let part = |part: Option<String>| part.unwrap_or_else(|| "unknown".into());
-    Ok(format!("{}/{}", part(version.os), part(version.arch)))
+    Ok(join(version.os.as_deref(), version.arch.as_deref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Engine, fits, is_not_offered, join, meaning};
+    use crate::registry_words::Trouble;
+
+    fn answer(status_code: u16, message: &str) -> Engine {
+        let message = message.to_owned();
+        Engine::DockerResponseServerError {
+            status_code,
+            message,
+        }
+    }
+
+    #[test]
+    fn system_and_architecture_decide() {
+        assert!(fits("linux/amd64", "linux/amd64"));
+        assert!(fits("linux/arm64", "linux/arm64/v8"));
+        assert!(!fits("linux/amd64", "linux/arm64"));
+        assert!(!fits("linux/amd64", "windows/amd64"));
+        // An image that says nothing may run anywhere.
+        assert!(fits("linux/amd64", &join(None, Some(""))));
+    }
+
+    #[test]
+    fn only_the_engine_speaks_for_a_registry() {
+        let gone = answer(404, "manifest unknown: manifest unknown");
+        assert_eq!(meaning(&gone), Some(Trouble::Absent));
+        assert_eq!(meaning(&Engine::RequestTimeoutError), None);
+        let error = "dial tcp 127.0.0.1:9: connect: connection refused".to_owned();
+        let within = Engine::DockerStreamError { error };
+        assert_eq!(meaning(&within), Some(Trouble::Unreachable));
+    }
+
+    #[test]
+    fn podman_is_known_by_its_words() {
+        let podman = "Path /v1.41/distribution/localhost/a:1/json is not supported";
+        assert!(is_not_offered(&answer(404, podman)));
+        assert!(!is_not_offered(&answer(
+            404,
+            "manifest unknown: manifest unknown"
+        )));
+    }
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::look::Look;
 use crate::record::{self, Part, Record};
 use crate::state::Shared;
-use crate::{archive, files_image};
+use crate::{archive, files_image, translate};
 
 impl Shared {
     /// Accepts a run, once.
@@ -58,6 +58,9 @@ impl Shared {
             }
         };
         std::mem::forget(undriven);
+        // Before this returns, so that a watch that begins afterwards knows the run.
+        let accepted = RunPhase::Pending(Pending::Accepted);
+        self.hub.update(translate::status_at(&record, accepted));
         let job = Job {
             record,
             spec: without_content(spec),

@@ -79,7 +79,11 @@ impl Bench {
         let containers = self.docker.list_containers(Some(containers)).await.unwrap();
         let volumes = self.docker.list_volumes(Some(volumes)).await.unwrap();
         let names = containers.into_iter().filter_map(|c| c.names).flatten();
-        let volumes = volumes.volumes.unwrap_or_default().into_iter().map(|v| v.name);
+        let volumes = volumes
+            .volumes
+            .unwrap_or_default()
+            .into_iter()
+            .map(|v| v.name);
         names.chain(volumes).collect()
     }
 
