@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct Annotations(Arc<BTreeMap<String, String>>);
 
 impl Annotations {
-    /// The most bytes that all names and values may have together. Kubernetes allows 256 KiB,
-    /// leaving room for its own.
+    /// The most bytes that all names and values may have together. The tightest engine
+    /// allows 256 KiB for these and its own.
     pub const MAX_BYTES: usize = 16 << 10;
 
     /// The value of a name.

@@ -1,0 +1,565 @@
+//! The state that outlives every runtime value: images, records, programs that run.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::files::Tree;
+use super::images::{Images, MemoryImage, RegistryFault};
+use super::program::{ExitStatus, ProgramContext};
+use super::record::Run;
+use super::runtime::MemoryRuntime;
+use crate::{
+    Capabilities, Connection, Error, ErrorKind, Floor, ImageRef, LogFeatures, MountKinds, Outcome,
+    OutcomeKinds, OutputKinds, Owner, ResolvedImage, ResourceKinds, Result, RunId, RunPhase,
+    RunStatus, StopCause, WatchHub,
+};
+
+/// How many connections of an owner wait for a reader, and for how long.
+pub(super) const CONNECTIONS_MAX: usize = 128;
+pub(super) const CONNECTION_WAIT: Duration = Duration::from_secs(60);
+/// How long a watch takes to come back after it was cut.
+const RECONNECT: Duration = Duration::from_millis(20);
+const LOG_LIMIT: u64 = 64 << 20;
+
+pub(super) type Key = (Owner, RunId);
+
+/// What a run's program is told from outside.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Control {
+    /// It is asked to end.
+    pub stop: Option<StopCause>,
+    /// When it is killed.
+    pub kill_at: Option<Instant>,
+    /// It is over at once, and this is how.
+    pub over: Option<Outcome>,
+}
+
+/// An engine in memory: what a daemon, a cluster or a batch system is to other runtimes.
+///
+/// It keeps records and lets programs run, whether or not a [`MemoryRuntime`] exists. Two values
+/// from [`runtime`](Self::runtime) with the same owner are what two processes one after the other
+/// are: the second finds all that the first has left. Cheap to clone; clones share one state.
+#[derive(Clone)]
+pub struct MemoryEngine(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    reach: watch::Sender<Reach>,
+    pulls_held: watch::Sender<usize>,
+    /// The same moment on both clocks.
+    begun: (SystemTime, Instant),
+}
+
+/// Whether calls get through.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reach {
+    pub away: bool,
+    /// How often the engine went away.
+    pub absences: u64,
+}
+
+pub(super) struct State {
+    pub images: Images,
+    pub runs: BTreeMap<Key, Run>,
+    pub volumes: HashMap<String, Tree>,
+    pub leases: HashMap<Owner, watch::Sender<Option<String>>>,
+    pub capabilities: Capabilities,
+    pub log_limit: u64,
+    connections: HashMap<Owner, Queue>,
+    values: BTreeMap<u64, Value>,
+    last_value: u64,
+    last_attempt: u64,
+    last_created: Option<SystemTime>,
+}
+
+/// One runtime value's watch.
+struct Value {
+    owner: Owner,
+    hub: WatchHub,
+    connected: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(Instant, Connection)>,
+    reader: u64,
+    changed: watch::Sender<()>,
+}
+
+impl MemoryEngine {
+    /// An engine without images and runs, which can do all that can be done in memory.
+    #[must_use]
+    pub fn new() -> Self {
+        let state = State {
+            images: Images::default(),
+            runs: BTreeMap::new(),
+            volumes: HashMap::new(),
+            leases: HashMap::new(),
+            capabilities: Self::all_capabilities(),
+            log_limit: LOG_LIMIT,
+            connections: HashMap::new(),
+            values: BTreeMap::new(),
+            last_value: 0,
+            last_attempt: 0,
+            last_created: None,
+        };
+        Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            reach: watch::Sender::default(),
+            pulls_held: watch::Sender::new(0),
+            begun: (SystemTime::now(), Instant::now()),
+        }))
+    }
+
+    /// What it can do unless told otherwise: everything but limiting processor time,
+    /// accelerators, and those parts of the floor that need a kernel.
+    #[must_use]
+    pub fn all_capabilities() -> Capabilities {
+        Capabilities {
+            mounts: MountKinds::all(),
+            outputs: OutputKinds::all(),
+            resources: ResourceKinds {
+                cpu: false,
+                gpu: false,
+                ..ResourceKinds::all()
+            },
+            logs: LogFeatures::all(),
+            outcomes: OutcomeKinds::all(),
+            floor: Floor {
+                read_only_root: true,
+                no_network: true,
+                private: true,
+                ..Floor::default()
+            },
+            egress: true,
+            deadline: true,
+            grace: true,
+            trust: true,
+            supplementary_groups: true,
+            pull: true,
+            usage: false,
+        }
+    }
+
+    /// Restricts what runtime values made from now on can do.
+    pub fn set_capabilities(&self, capabilities: Capabilities) {
+        self.state().capabilities = capabilities;
+    }
+
+    /// How much is kept of what one run prints, in bytes, for runs made from now on; 64 MiB.
+    /// Older output is dropped.
+    pub fn set_log_limit(&self, bytes: u64) {
+        self.state().log_limit = bytes;
+    }
+
+    /// Puts an image into the registry that starts this program. Under a name that is taken, the
+    /// name moves and the old content stays, as at a real registry.
+    ///
+    /// # Errors
+    /// `InvalidSpec` if the name is not an image's.
+    pub fn add_image<F, Fut>(&self, name: &str, program: F) -> Result<ResolvedImage>
+    where
+        F: Fn(ProgramContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ExitStatus> + Send + 'static,
+    {
+        self.add(name, MemoryImage::new(program))
+    }
+
+    /// The same with an image that has more than one program.
+    ///
+    /// # Errors
+    /// As [`add_image`](Self::add_image).
+    pub fn add(&self, name: &str, image: MemoryImage) -> Result<ResolvedImage> {
+        let reference = ImageRef::parse(name)?;
+        Ok(self.state().images.add(&reference, image))
+    }
+
+    /// Lets the registry answer so when this image is asked for or fetched; `None` mends it. What
+    /// the engine has already can be run all the same.
+    ///
+    /// # Errors
+    /// As [`add_image`](Self::add_image).
+    pub fn set_registry_fault(&self, name: &str, fault: Option<RegistryFault>) -> Result<()> {
+        let reference = ImageRef::parse(name)?;
+        self.state().images.set_fault(reference, fault);
+        Ok(())
+    }
+
+    /// No image arrives while the result is held: runs of images that the engine does not have
+    /// stay in [`PullingImage`](crate::Pending::PullingImage).
+    pub fn hold_pulls(&self) -> PullHold {
+        self.0.pulls_held.send_modify(|held| *held += 1);
+        PullHold(self.clone())
+    }
+
+    pub(super) fn pulls_held(&self) -> watch::Receiver<usize> {
+        self.0.pulls_held.subscribe()
+    }
+
+    /// Makes a named volume, or adds a file to it. `path` is below the volume's root.
+    pub fn add_volume_file(&self, volume: &str, path: &str, content: impl Into<Vec<u8>>) {
+        let mut state = self.state();
+        let tree = state
+            .volumes
+            .entry(volume.to_owned())
+            .or_insert_with(Tree::folder);
+        tree.place(path.trim_start_matches('/'), content.into());
+    }
+
+    /// Connects to the engine, as this owner.
+    #[must_use]
+    pub fn runtime(&self, owner: Owner) -> MemoryRuntime {
+        let hub = WatchHub::new();
+        let mut state = self.state();
+        state.last_value += 1;
+        let id = state.last_value;
+        state.values.insert(
+            id,
+            Value {
+                owner: owner.clone(),
+                hub: hub.clone(),
+                connected: false,
+            },
+        );
+        if !self.reach().away {
+            state.connect(id);
+        }
+        MemoryRuntime::new(self.clone(), id, owner, hub, state.capabilities.clone())
+    }
+
+    /// Breaks every watch. It comes back by itself soon after, and what happened in between is
+    /// known only from the snapshot that follows.
+    pub fn cut_watches(&self) {
+        let mut state = self.state();
+        let cut: Vec<u64> = state.values.keys().copied().collect();
+        for value in &cut {
+            state.disconnect(*value, "the watch was cut");
+        }
+        drop(state);
+        let engine = self.clone();
+        let come_back = move || {
+            let mut state = engine.state();
+            if !engine.reach().away {
+                cut.into_iter().for_each(|value| state.connect(value));
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(handle) => drop(handle.spawn(async move {
+                tokio::time::sleep(RECONNECT).await;
+                come_back();
+            })),
+            Err(_) => come_back(),
+        }
+    }
+
+    /// From now on every call fails as `Unavailable`, and streams break off. Programs go on.
+    pub fn go_away(&self) {
+        let mut state = self.state();
+        self.0.reach.send_modify(|reach| {
+            reach.absences += u64::from(!reach.away);
+            reach.away = true;
+        });
+        let values: Vec<u64> = state.values.keys().copied().collect();
+        for value in values {
+            state.disconnect(value, "the engine is away");
+        }
+    }
+
+    /// Ends what [`go_away`](Self::go_away) began.
+    pub fn come_back(&self) {
+        let mut state = self.state();
+        self.0.reach.send_modify(|reach| reach.away = false);
+        let values: Vec<u64> = state.values.keys().copied().collect();
+        for value in values {
+            state.connect(value);
+        }
+    }
+
+    /// Ends a run from outside, as an engine does for reasons of its own:
+    /// [`Evicted`](Outcome::Evicted), [`NodeLost`](Outcome::NodeLost), [`Lost`](Outcome::Lost).
+    /// Says whether there was such a run and it had not finished.
+    pub fn end_run(&self, owner: &Owner, id: &RunId, outcome: Outcome) -> bool {
+        let key = (owner.clone(), id.clone());
+        let mut state = self.state();
+        let Some(run) = state.runs.get_mut(&key) else {
+            return false;
+        };
+        if run.status.phase.is_finished() {
+            return false;
+        }
+        run.control
+            .send_modify(|control| control.over = Some(outcome.clone()));
+        if run.status.phase.rank() == 0 {
+            state.finish(&key, outcome, self.now());
+        }
+        true
+    }
+
+    /// Takes an owner's lease away from whoever holds it.
+    pub fn break_lease(&self, owner: &Owner, why: impl Into<String>) {
+        if let Some(lease) = self.state().leases.remove(owner) {
+            lease.send_replace(Some(why.into()));
+        }
+    }
+
+    /// All that there is of an owner, in words; for a look past the runtime.
+    #[must_use]
+    pub fn inventory(&self, owner: &Owner) -> Vec<String> {
+        let state = self.state();
+        let runs = state.runs.keys().filter(|key| key.0 == *owner);
+        let waiting = state.connections.get(owner).into_iter();
+        runs.map(|key| format!("the record of run {}", key.1))
+            .chain(waiting.flat_map(|queue| {
+                let of = |(_, c): &(Instant, Connection)| format!("a connection of run {}", c.run);
+                queue.waiting.iter().map(of).collect::<Vec<_>>()
+            }))
+            .collect()
+    }
+
+    /// The engine's clock. It stands still and leaps with Tokio's, see [`tokio::time::pause`].
+    #[must_use]
+    pub fn now(&self) -> SystemTime {
+        self.0.begun.0 + self.0.begun.1.elapsed()
+    }
+
+    /// The moment of Tokio's clock at which the engine's shows this time.
+    pub(super) fn instant(&self, time: SystemTime) -> Instant {
+        let now = Instant::now();
+        match time.duration_since(self.now()) {
+            // Further away than the clock can show is never.
+            Ok(left) => now
+                .checked_add(left)
+                .unwrap_or_else(|| now + Duration::from_secs(u64::from(u32::MAX))),
+            Err(_) => now,
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn reach(&self) -> Reach {
+        *self.0.reach.borrow()
+    }
+
+    pub(super) fn reach_changes(&self) -> watch::Receiver<Reach> {
+        self.0.reach.subscribe()
+    }
+
+    /// # Errors
+    /// `Unavailable` while the engine is away.
+    pub(super) fn reachable(&self, operation: &'static str) -> Result<MutexGuard<'_, State>> {
+        // The lock first: `go_away` changes both under it.
+        let state = self.state();
+        match self.reach().away {
+            true => Err(away().with_operation(operation)),
+            false => Ok(state),
+        }
+    }
+
+    /// Acts on a run if it is this attempt still.
+    pub(super) fn with_run<T>(
+        &self,
+        key: &Key,
+        attempt: u64,
+        act: impl FnOnce(&mut Run) -> T,
+    ) -> Option<T> {
+        self.state().attempt(key, attempt).map(act)
+    }
+
+    /// Hands a connection to whoever reads them.
+    pub(super) fn offer(&self, key: &Key, connection: Connection) -> io::Result<()> {
+        let mut state = self.state();
+        let queue = state.connections.entry(key.0.clone()).or_default();
+        if queue.waiting.len() >= CONNECTIONS_MAX {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        queue.waiting.push_back((Instant::now(), connection));
+        queue.changed.send_replace(());
+        drop(state);
+        let (engine, owner) = (self.clone(), key.0.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(CONNECTION_WAIT).await;
+            if let Some(queue) = engine.state().connections.get_mut(&owner) {
+                queue
+                    .waiting
+                    .retain(|(since, _)| since.elapsed() < CONNECTION_WAIT);
+            }
+        });
+        Ok(())
+    }
+
+    /// Begins to read an owner's connections, instead of whoever did.
+    pub(super) fn begin_reading(&self, owner: &Owner) -> u64 {
+        let mut state = self.state();
+        let queue = state.connections.entry(owner.clone()).or_default();
+        queue.reader += 1;
+        queue.changed.send_replace(());
+        queue.reader
+    }
+
+    /// The next connection; `None` once somebody else reads.
+    pub(super) async fn next_connection(&self, owner: &Owner, reader: u64) -> Option<Connection> {
+        loop {
+            let mut changed = {
+                let mut state = self.state();
+                let queue = state.connections.entry(owner.clone()).or_default();
+                if queue.reader != reader {
+                    return None;
+                }
+                if let Some((_, connection)) = queue.waiting.pop_front() {
+                    return Some(connection);
+                }
+                queue.changed.subscribe()
+            };
+            changed.changed().await.ok()?;
+        }
+    }
+
+    pub(super) fn disconnect_value(&self, value: u64) {
+        let mut state = self.state();
+        state.values.remove(&value);
+        let left: Vec<Key> = state
+            .runs
+            .iter()
+            .filter(|(_, run)| run.at_work == Some(value))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in left {
+            state.abandon(&key);
+        }
+    }
+}
+
+impl State {
+    pub(super) fn attempt(&mut self, key: &Key, attempt: u64) -> Option<&mut Run> {
+        self.runs.get_mut(key).filter(|run| run.attempt == attempt)
+    }
+
+    pub(super) fn next_attempt(&mut self, now: SystemTime) -> (u64, SystemTime) {
+        self.last_attempt += 1;
+        // Two attempts are told apart by it.
+        let created = match self.last_created {
+            Some(last) if last >= now => last + Duration::from_nanos(1),
+            _ => now,
+        };
+        self.last_created = Some(created);
+        (self.last_attempt, created)
+    }
+
+    pub(super) fn enter(&mut self, key: &Key, phase: RunPhase) {
+        let Some(run) = self.runs.get_mut(key) else {
+            return;
+        };
+        run.status.phase = phase;
+        run.changed.send_replace(());
+        self.publish(key);
+    }
+
+    pub(super) fn abandon(&mut self, key: &Key) {
+        if let Some(run) = self.runs.get_mut(key)
+            && run.status.phase.rank() == 0
+        {
+            run.at_work = None;
+            self.enter(key, RunPhase::Pending(crate::Pending::Abandoned));
+        }
+    }
+
+    pub(super) fn finish(&mut self, key: &Key, outcome: Outcome, now: SystemTime) {
+        let Some(run) = self.runs.get_mut(key) else {
+            return;
+        };
+        if run.status.phase.is_finished() {
+            return;
+        }
+        run.at_work = None;
+        run.status.finished = Some(now);
+        run.status.usage.peak_memory_bytes = Some(run.peak).filter(|peak| *peak > 0);
+        if let Some(queue) = self.connections.get_mut(&key.0) {
+            queue.waiting.retain(|(_, waiting)| waiting.run != key.1);
+        }
+        self.enter(key, RunPhase::Finished(outcome));
+    }
+
+    pub(super) fn remove(&mut self, key: &Key) {
+        if let Some(run) = self.runs.remove(key) {
+            run.changed.send_replace(());
+            for value in self.connected(&key.0) {
+                value.hub.remove(&key.1);
+            }
+        }
+    }
+
+    pub(super) fn listing(&self, owner: &Owner) -> Vec<RunStatus> {
+        let of_owner = self.runs.iter().filter(|(key, _)| key.0 == *owner);
+        of_owner.map(|(_, run)| run.status.clone()).collect()
+    }
+
+    pub(super) fn publish(&self, key: &Key) {
+        if let Some(run) = self.runs.get(key) {
+            for value in self.connected(&key.0) {
+                value.hub.update(run.status.clone());
+            }
+        }
+    }
+
+    fn connected(&self, owner: &Owner) -> impl Iterator<Item = &Value> {
+        self.values
+            .values()
+            .filter(move |value| value.connected && value.owner == *owner)
+    }
+
+    fn connect(&mut self, value: u64) {
+        let Some(owner) = self.values.get(&value).map(|value| value.owner.clone()) else {
+            return;
+        };
+        let listing = self.listing(&owner);
+        if let Some(value) = self.values.get_mut(&value) {
+            value.connected = true;
+            let start = value.hub.begin_listing();
+            value.hub.reset(start, listing);
+        }
+    }
+
+    fn disconnect(&mut self, value: u64, why: &str) {
+        if let Some(value) = self.values.get_mut(&value) {
+            value.connected = false;
+            value.hub.failed(&Error::new(ErrorKind::Unavailable, why));
+        }
+    }
+}
+
+pub(super) fn away() -> Error {
+    Error::new(ErrorKind::Unavailable, "the engine is away")
+}
+
+/// Keeps images from arriving, see [`MemoryEngine::hold_pulls`].
+#[derive(Debug)]
+#[must_use = "images arrive again when this is dropped"]
+pub struct PullHold(MemoryEngine);
+
+impl Drop for PullHold {
+    fn drop(&mut self) {
+        self.0.0.pulls_held.send_modify(|held| *held -= 1);
+    }
+}
+
+impl Default for MemoryEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for MemoryEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryEngine")
+            .field("runs", &self.state().runs.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,589 @@
+//! The contract, kept in memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::engine::{Key, MemoryEngine, Reach, away};
+use super::files::View;
+use super::program::ProgramContext;
+use super::record::{Run, carry_out};
+use super::{files, log};
+use crate::{
+    Accepted, Access, CancelOptions, Cancelled, Capabilities, CleanedUp, CleanupOptions,
+    Connection, EngineInfo, Error, ErrorKind, Held, ImageRef, InputStream, Lease, LogChunk,
+    LogOptions, MountSource, Observation, Outcome, OutputKind, OutputName, Owner, Pending,
+    PullPolicy, ResolvedImage, Result, ResultStream, RunId, RunPhase, RunSpec, RunStatus, Runtime,
+    SpecDigest, StopCause, WatchEvent, WatchHub,
+};
+
+/// The most bytes of one piece of an output.
+const PIECE: usize = 64 << 10;
+
+/// One connection to a [`MemoryEngine`], as one owner. Cheap to clone: clones are one value.
+///
+/// Dropping the last clone, streams of `watch` included, is what the end of a process is
+/// elsewhere: runs that have started go on, and those that it was about to start are
+/// [`Abandoned`](Pending::Abandoned).
+#[derive(Clone)]
+pub struct MemoryRuntime(Arc<Value>);
+
+struct Value {
+    engine: MemoryEngine,
+    id: u64,
+    owner: Owner,
+    capabilities: Capabilities,
+    hub: WatchHub,
+    alive: CancellationToken,
+    _ends: DropGuard,
+}
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        self.engine.disconnect_value(self.id);
+    }
+}
+
+impl MemoryRuntime {
+    pub(super) fn new(
+        engine: MemoryEngine,
+        id: u64,
+        owner: Owner,
+        hub: WatchHub,
+        capabilities: Capabilities,
+    ) -> Self {
+        let alive = CancellationToken::new();
+        Self(Arc::new(Value {
+            engine,
+            id,
+            owner,
+            capabilities,
+            hub,
+            _ends: alive.clone().drop_guard(),
+            alive,
+        }))
+    }
+
+    /// The engine behind it.
+    #[must_use]
+    pub fn engine(&self) -> &MemoryEngine {
+        &self.0.engine
+    }
+
+    fn key(&self, id: &RunId) -> Key {
+        (self.0.owner.clone(), id.clone())
+    }
+}
+
+impl fmt::Debug for MemoryRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryRuntime")
+            .field("owner", &self.0.owner)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for MemoryRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memory runtime of {}", self.0.owner)
+    }
+}
+
+#[async_trait]
+impl Runtime for MemoryRuntime {
+    fn kind(&self) -> &'static str {
+        "memory"
+    }
+
+    fn owner(&self) -> &Owner {
+        &self.0.owner
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    async fn ping(&self) -> Result<EngineInfo> {
+        let state = self.0.engine.reachable("ping")?;
+        let mut info = EngineInfo::new("memory", env!("CARGO_PKG_VERSION"));
+        info.facts
+            .insert("runs".into(), state.runs.len().to_string());
+        Ok(info)
+    }
+
+    async fn examine(&self) -> Result<Vec<Observation>> {
+        drop(self.0.engine.reachable("examine")?);
+        let image = ResolvedImage::new(
+            ImageRef::parse("localhost/examine")?,
+            crate::ImageIdentity::ImageId(crate::Digest::new(format!(
+                "sha256:{}",
+                "0".repeat(64)
+            ))?),
+            "linux/amd64",
+        );
+        let context = ProgramContext::new(
+            self.0.engine.clone(),
+            (self.key(&RunId::new("examine")?), 0),
+            &RunSpec::new(image),
+            Vec::new(),
+            &BTreeMap::new(),
+            View::new(files::Tree::folder(), Access::ReadOnly),
+            watch::Sender::default().subscribe(),
+        );
+        let refused = |name: &str, result: std::io::Result<()>| match result {
+            Ok(()) => Observation::new(name, false, "it was allowed"),
+            Err(error) => Observation::new(name, true, error.to_string()),
+        };
+        let by_name = context.connect("example.org", 443).await.map(drop);
+        let by_address = context.connect("192.0.2.1", 443).await.map(drop);
+        Ok(vec![
+            refused("connect to a name", by_name),
+            refused("connect to an address", by_address),
+            refused("write to the root file system", context.write("/file", "")),
+        ])
+    }
+
+    async fn acquire(&self) -> Result<Lease> {
+        let mut state = self.0.engine.reachable("acquire")?;
+        let owner = &self.0.owner;
+        if state.leases.contains_key(owner) {
+            let message = format!("another process is {owner} already");
+            return Err(Error::new(ErrorKind::Conflict, message).with_operation("acquire"));
+        }
+        let (lost, when_lost) = watch::channel(None);
+        state.leases.insert(owner.clone(), lost);
+        Ok(Lease::new(HeldLease {
+            engine: self.0.engine.clone(),
+            owner: owner.clone(),
+            lost: when_lost,
+        }))
+    }
+
+    async fn resolve(&self, image: &ImageRef, policy: PullPolicy) -> Result<ResolvedImage> {
+        let mut state = self.0.engine.reachable("resolve")?;
+        state
+            .images
+            .resolve(image, policy, self.0.capabilities.pull)
+            .map_err(|error| error.with_operation("resolve"))
+    }
+
+    async fn prefetch(&self, image: &ResolvedImage) -> Result<()> {
+        let mut held = self.0.engine.pulls_held();
+        if !self.0.engine.reachable("prefetch")?.images.has(image) {
+            // It fails only when the engine is gone, which `self` holds.
+            let _ = held.wait_for(|held| *held == 0).await;
+        }
+        let mut state = self.0.engine.reachable("prefetch")?;
+        state
+            .images
+            .prefetch(image, self.0.capabilities.pull)
+            .map_err(|error| error.with_operation("prefetch"))
+    }
+
+    async fn run(&self, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
+        self.accept(id, spec)
+            .await
+            .map_err(|error| error.with_operation("run").with_run(id))
+    }
+
+    async fn status(&self, id: &RunId) -> Result<RunStatus> {
+        let state = self.0.engine.reachable("status")?;
+        state
+            .runs
+            .get(&self.key(id))
+            .map(|run| run.status.clone())
+            .ok_or_else(|| Error::no_such_run(id).with_operation("status"))
+    }
+
+    fn list(&self) -> ResultStream<RunStatus> {
+        let value = self.0.clone();
+        let listing = async move {
+            let runs = value.engine.reachable("list")?.listing(&value.owner);
+            Ok::<_, Error>(stream::iter(runs.into_iter().map(Ok)))
+        };
+        Box::pin(stream::once(listing).try_flatten())
+    }
+
+    fn watch(&self) -> ResultStream<WatchEvent> {
+        let value = self.0.clone();
+        Box::pin(self.0.hub.watch().map(move |event| {
+            // The stream keeps its value alive.
+            let _ = &value;
+            event
+        }))
+    }
+
+    fn logs(&self, id: &RunId, options: LogOptions) -> ResultStream<LogChunk> {
+        let since = options.since.as_ref().map_or(Ok(0), log::parse);
+        let reader = LogReader {
+            engine: self.0.engine.clone(),
+            reach: self.0.engine.reach_changes(),
+            absences: self.0.engine.reach().absences,
+            key: self.key(id),
+            attempt: None,
+            position: 0,
+            left: options.limit_bytes.unwrap_or(u64::MAX),
+            follow: options.follow,
+        };
+        let id = id.clone();
+        let chunks = async move {
+            let reader = LogReader {
+                position: since?,
+                ..reader
+            };
+            Ok::<_, Error>(stream::try_unfold(reader, LogReader::next))
+        };
+        let chunks = stream::once(chunks).try_flatten();
+        Box::pin(chunks.map_err(move |error| error.with_operation("logs").with_run(&id)))
+    }
+
+    fn collect(&self, id: &RunId, output: &OutputName) -> ResultStream<Bytes> {
+        let (engine, key) = (self.0.engine.clone(), self.key(id));
+        let absences = engine.reach().absences;
+        let (id, output) = (id.clone(), output.clone());
+        let pieces = async move {
+            let whole = output_content(&engine, &key, &output)?;
+            Ok::<_, Error>(stream::try_unfold(whole, move |mut rest| {
+                let engine = engine.clone();
+                async move {
+                    if rest.is_empty() {
+                        return Ok(None);
+                    }
+                    let reach = engine.reach();
+                    if reach.away || reach.absences > absences {
+                        return Err(away());
+                    }
+                    let piece = rest.split_to(rest.len().min(PIECE));
+                    Ok(Some((piece, rest)))
+                }
+            }))
+        };
+        let pieces = stream::once(pieces).try_flatten();
+        Box::pin(pieces.map_err(move |error| error.with_operation("collect").with_run(&id)))
+    }
+
+    fn connections(&self) -> ResultStream<Connection> {
+        let value = self.0.clone();
+        let reader = value.engine.begin_reading(&value.owner);
+        Box::pin(stream::unfold(value, move |value| async move {
+            let connection = value.engine.next_connection(&value.owner, reader).await?;
+            Some((Ok(connection), value))
+        }))
+    }
+
+    async fn cancel(&self, id: &RunId, options: CancelOptions) -> Result<Cancelled> {
+        let key = self.key(id);
+        let mut state = self.0.engine.reachable("cancel")?;
+        let Some(run) = state.runs.get_mut(&key) else {
+            return Err(Error::no_such_run(id).with_operation("cancel"));
+        };
+        match run.status.phase.rank() {
+            0 => state.finish(&key, Outcome::Cancelled, self.0.engine.now()),
+            3 => return Ok(Cancelled::AlreadyFinished),
+            _ => {
+                let grace = match self.0.capabilities.grace {
+                    true => options.grace.unwrap_or(run.spec.grace),
+                    false => std::time::Duration::ZERO,
+                };
+                let cause = run.stop(StopCause::Cancel, grace);
+                state.enter(&key, RunPhase::Stopping(cause));
+            }
+        }
+        Ok(Cancelled::Requested)
+    }
+
+    async fn cleanup(&self, id: &RunId, options: CleanupOptions) -> Result<CleanedUp> {
+        let key = self.key(id);
+        loop {
+            let mut changed = {
+                let mut state = self.0.engine.reachable("cleanup")?;
+                let Some(run) = state.runs.get_mut(&key) else {
+                    return Ok(CleanedUp::Absent);
+                };
+                let rank = run.status.phase.rank();
+                if rank < 3 && !options.force {
+                    let message = "the run has not finished";
+                    return Err(Error::new(ErrorKind::NotReady, message)
+                        .with_operation("cleanup")
+                        .with_run(id));
+                }
+                if rank == 0 || rank == 3 {
+                    state.remove(&key);
+                    return Ok(CleanedUp::Removed);
+                }
+                // Its program goes first; the record is removed last.
+                run.control.send_if_modified(|control| {
+                    let over = Outcome::Lost("it was cleaned up".into());
+                    control
+                        .over
+                        .is_none()
+                        .then(|| control.over = Some(over))
+                        .is_some()
+                });
+                run.changed.subscribe()
+            };
+            // An error is a record that is gone, which the next round sees.
+            let _ = changed.changed().await;
+        }
+    }
+}
+
+impl MemoryRuntime {
+    async fn accept(&self, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
+        let value = &self.0;
+        value.capabilities.admit(spec)?;
+        let digest = SpecDigest::of(spec);
+        let key = self.key(id);
+        let storing = {
+            let mut state = value.engine.reachable("run")?;
+            if let Some(run) = state.runs.get(&key)
+                && run.status.phase != RunPhase::Pending(Pending::Abandoned)
+            {
+                return match run.status.spec == digest {
+                    true => Ok(Accepted::Adopted),
+                    false => Err(Error::new(
+                        ErrorKind::Conflict,
+                        "there is a run of this id with another spec",
+                    )),
+                };
+            }
+            let (attempt, created) = state.next_attempt(value.engine.now());
+            let mut status = RunStatus::new(
+                id.clone(),
+                RunPhase::Pending(Pending::Accepted),
+                digest,
+                spec.image.clone(),
+                spec.annotations.clone(),
+            );
+            status.egress = spec.egress.clone();
+            status.deadline = spec.deadline;
+            status.created = Some(created);
+            let mut run = Run::new(spec.clone(), status, attempt, state.log_limit);
+            run.at_work = Some(value.id);
+            state.runs.insert(key.clone(), run);
+            state.publish(&key);
+            Storing {
+                engine: value.engine.clone(),
+                key,
+                attempt,
+                stored: false,
+            }
+        };
+        let mut content = Vec::with_capacity(spec.mounts.len());
+        for mount in &spec.mounts {
+            content.push(match &mount.source {
+                MountSource::Inline(bytes) => Some(bytes.to_vec()),
+                MountSource::Secret(secret) => Some(secret.expose().as_bytes().to_vec()),
+                MountSource::Stream(stream) => match read_whole(stream).await {
+                    Ok(bytes) => Some(bytes),
+                    Err(error) => {
+                        storing.undo();
+                        return Err(error);
+                    }
+                },
+                _ => None,
+            });
+        }
+        let Some((key, attempt)) = storing.done() else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "the run was cleaned up while its input was being stored",
+            ));
+        };
+        let start = carry_out(
+            value.engine.clone(),
+            key,
+            attempt,
+            content,
+            value.alive.clone(),
+        );
+        tokio::spawn(start);
+        Ok(Accepted::Created)
+    }
+}
+
+/// The time in which a record exists and its input does not. If the call is dropped meanwhile,
+/// nobody is at work on it any more.
+struct Storing {
+    engine: MemoryEngine,
+    key: Key,
+    attempt: u64,
+    stored: bool,
+}
+
+impl Storing {
+    /// `None` if the run was removed or replaced meanwhile.
+    fn done(mut self) -> Option<(Key, u64)> {
+        self.stored = true;
+        let there = self.engine.with_run(&self.key, self.attempt, |_| ());
+        there.map(|()| (self.key.clone(), self.attempt))
+    }
+
+    fn undo(mut self) {
+        self.stored = true;
+        let mut state = self.engine.state();
+        if state.attempt(&self.key, self.attempt).is_some() {
+            state.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Storing {
+    fn drop(&mut self) {
+        if self.stored {
+            return;
+        }
+        let mut state = self.engine.state();
+        if state.attempt(&self.key, self.attempt).is_some() {
+            state.abandon(&self.key);
+        }
+    }
+}
+
+/// Exactly as many bytes as were announced.
+async fn read_whole(stream: &InputStream) -> Result<Vec<u8>> {
+    let broken = |e| Error::new(ErrorKind::Unexpected, "an input could not be read").with_source(e);
+    let mut bytes = Vec::new();
+    let mut reader = stream.open().await?.take(stream.len().saturating_add(1));
+    reader.read_to_end(&mut bytes).await.map_err(broken)?;
+    if bytes.len() as u64 == stream.len() {
+        return Ok(bytes);
+    }
+    let found = match bytes.len() as u64 > stream.len() {
+        true => "more".to_owned(),
+        false => bytes.len().to_string(),
+    };
+    Err(Error::invalid(
+        "mounts",
+        format!("a stream of {} bytes gave {found}", stream.len()),
+    ))
+}
+
+fn output_content(engine: &MemoryEngine, key: &Key, name: &OutputName) -> Result<Bytes> {
+    let state = engine.reachable("collect")?;
+    let run = state
+        .runs
+        .get(key)
+        .ok_or_else(|| Error::no_such_run(&key.1))?;
+    let absent = |why: &str| Error::new(ErrorKind::NotFound, format!("output {name}: {why}"));
+    let declared = run
+        .spec
+        .outputs
+        .get(name)
+        .ok_or_else(|| absent("was not declared"))?;
+    if !run.status.phase.is_finished() {
+        let message = "the run has not finished";
+        return Err(Error::new(ErrorKind::NotReady, message));
+    }
+    let made = run
+        .outputs
+        .get(name)
+        .ok_or_else(|| absent("the program never started"))?;
+    if made.size() > declared.limit.get() {
+        let message = format!(
+            "output {name} has {} bytes, at most {}",
+            made.size(),
+            declared.limit
+        );
+        return Err(Error::new(ErrorKind::Quota, message));
+    }
+    match declared.kind {
+        OutputKind::File => made
+            .content()
+            .ok_or_else(|| Error::invalid("outputs", format!("{name} is no regular file"))),
+        OutputKind::Folder => {
+            let archive = made.tar().map_err(|error| {
+                Error::new(ErrorKind::Unexpected, "a folder could not be packed").with_source(error)
+            })?;
+            Ok(archive.into())
+        }
+    }
+}
+
+struct LogReader {
+    engine: MemoryEngine,
+    reach: watch::Receiver<Reach>,
+    absences: u64,
+    key: Key,
+    /// Whose log it is; a record made anew under the same id is another's.
+    attempt: Option<u64>,
+    position: u64,
+    left: u64,
+    follow: bool,
+}
+
+impl LogReader {
+    async fn next(mut self) -> Result<Option<(LogChunk, Self)>> {
+        let engine = self.engine.clone();
+        loop {
+            let mut changed = {
+                let mut state = engine.state();
+                let reach = *self.reach.borrow_and_update();
+                if reach.away || reach.absences > self.absences {
+                    return Err(away());
+                }
+                let run = match (state.runs.get_mut(&self.key), self.attempt) {
+                    (Some(run), None) => run,
+                    (Some(run), Some(attempt)) if run.attempt == attempt => run,
+                    (None, None) => return Err(Error::no_such_run(&self.key.1)),
+                    // It was cleaned up: there is nothing more.
+                    _ => return Ok(None),
+                };
+                self.attempt = Some(run.attempt);
+                if self.left == 0 {
+                    return Ok(None);
+                }
+                if let Some((chunk, position)) = run.log.after(self.position, self.left) {
+                    self.position = position;
+                    self.left -= chunk.bytes.len() as u64;
+                    return Ok(Some((chunk, self)));
+                }
+                if !self.follow || run.status.phase.is_finished() {
+                    return Ok(None);
+                }
+                run.changed.subscribe()
+            };
+            // An error is a record that is gone, which the next round sees.
+            tokio::select! {
+                _ = changed.changed() => {}
+                _ = self.reach.changed() => {}
+            }
+        }
+    }
+}
+
+struct HeldLease {
+    engine: MemoryEngine,
+    owner: Owner,
+    lost: watch::Receiver<Option<String>>,
+}
+
+impl Held for HeldLease {
+    fn lost(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>> {
+        let mut lost = self.lost.clone();
+        Box::pin(async move {
+            match lost.wait_for(Option::is_some).await.map(|why| why.clone()) {
+                Ok(Some(why)) => why,
+                Ok(None) | Err(_) => "the engine is gone".into(),
+            }
+        })
+    }
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        // Unless it was lost, and may be another's by now.
+        if self.lost.borrow().is_none() {
+            self.engine.state().leases.remove(&self.owner);
+        }
+    }
+}
