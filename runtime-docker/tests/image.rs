@@ -110,7 +110,7 @@ async fn what_a_registry_says_decides() {
         return;
     };
     registries
-        .script(&["push", "localhost/busybox:engines", "v6-test/busybox:1"])
+        .script(&["push", "localhost/v6-busybox:test", "v6-test/busybox:1"])
         .unwrap();
     let open = registries.image("OPEN", "v6-test/busybox:1");
     let docker = bench.connect().await;
@@ -309,7 +309,7 @@ async fn what_the_engine_has_needs_no_registry() {
         return;
     };
     let docker = bench.connect().await;
-    let image = ImageRef::parse("localhost/busybox:engines").unwrap();
+    let image = ImageRef::parse("localhost/v6-busybox:test").unwrap();
     let local = docker
         .resolve(&image, PullPolicy::IfNotPresent)
         .await

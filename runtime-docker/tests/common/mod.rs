@@ -101,7 +101,7 @@ impl Bench {
 
 /// A run of this shell text.
 pub async fn shell(runtime: &DockerRuntime, text: &str) -> RunSpec {
-    let image = ImageRef::parse("localhost/busybox:engines").unwrap();
+    let image = ImageRef::parse("localhost/v6-busybox:test").unwrap();
     let image = runtime.resolve(&image, PullPolicy::Never).await.unwrap();
     RunSpec::new(image).with_command(["sh", "-c", text])
 }
