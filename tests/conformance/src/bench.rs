@@ -1,0 +1,190 @@
+//! Where a case works: a fresh runtime with an owner of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use v6_runtime::{
+    CleanupOptions, Outcome, Owner, PullPolicy, RunId, RunPhase, RunSpec, RunStatus, Runtime,
+    RuntimeExt,
+};
+
+use crate::case::Failure;
+use crate::harness::Harness;
+
+/// A condition that does not come in this time does not come.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// More than any case prints and reads whole.
+const MUCH: u64 = 128 << 20;
+
+static OWNERS: AtomicU32 = AtomicU32::new(0);
+
+/// A runtime and what cases need around it. Clones share it.
+#[derive(Clone)]
+pub struct Bench {
+    pub(crate) harness: Arc<dyn Harness>,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    owner: Owner,
+}
+
+impl Bench {
+    pub(crate) fn new_owner() -> Owner {
+        let number = OWNERS.fetch_add(1, Ordering::Relaxed);
+        Owner::new(format!("conformance-{}-{number}", std::process::id()))
+            .expect("letters and numbers")
+    }
+
+    pub(crate) async fn new(harness: Arc<dyn Harness>) -> Result<Self, Failure> {
+        let owner = Self::new_owner();
+        let runtime = harness.connect(&owner).await?;
+        Ok(Self {
+            harness,
+            runtime,
+            owner,
+        })
+    }
+
+    /// Another runtime value of the same owner: the process after a restart.
+    pub(crate) async fn restarted(&self) -> Result<Self, Failure> {
+        let runtime = self.harness.connect(&self.owner).await?;
+        Ok(Self {
+            runtime,
+            ..self.clone()
+        })
+    }
+
+    /// Another owner on the same engine.
+    pub(crate) async fn stranger(&self) -> Result<Self, Failure> {
+        Self::new(self.harness.clone()).await
+    }
+
+    /// A run of the probe with these words.
+    pub(crate) async fn spec(&self, words: &str) -> Result<RunSpec, Failure> {
+        let image = self
+            .runtime
+            .resolve(&self.harness.probe_image(), PullPolicy::IfNotPresent)
+            .await?;
+        Ok(RunSpec::new(image).with_args(words.split_whitespace()))
+    }
+
+    /// Runs a spec to its end.
+    pub(crate) async fn finish(&self, id: &RunId, spec: &RunSpec) -> Result<RunStatus, Failure> {
+        self.runtime.run(id, spec).await?;
+        self.ended(id).await
+    }
+
+    /// Runs the probe to its end, and returns that.
+    pub(crate) async fn outcome(&self, id: &str, words: &str) -> Result<Outcome, Failure> {
+        let id = run_id(id);
+        let spec = self.spec(words).await?;
+        let status = self.finish(&id, &spec).await?;
+        status
+            .outcome()
+            .cloned()
+            .ok_or_else(|| "it has no outcome".into())
+    }
+
+    pub(crate) async fn ended(&self, id: &RunId) -> Result<RunStatus, Failure> {
+        match tokio::time::timeout(PATIENCE, self.runtime.wait(id)).await {
+            Ok(status) => Ok(status?),
+            Err(_) => {
+                let status = self.runtime.status(id).await?;
+                Err(format!("run {id} has not ended; it is {:?}", status.phase).into())
+            }
+        }
+    }
+
+    /// Waits until a run's program runs (or the run is over).
+    pub(crate) async fn running(&self, id: &RunId) -> Result<RunStatus, Failure> {
+        self.until(id, "it runs", |phase| phase.rank() > 0).await
+    }
+
+    pub(crate) async fn until(
+        &self,
+        id: &RunId,
+        what: &str,
+        holds: impl Fn(&RunPhase) -> bool,
+    ) -> Result<RunStatus, Failure> {
+        let waiting = async {
+            let mut events = self.runtime.watch();
+            loop {
+                let status = self.runtime.status(id).await?;
+                if holds(&status.phase) {
+                    return Ok::<_, Failure>(status);
+                }
+                // Whatever happens is reason to look again.
+                let _ = events.try_next().await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, waiting).await {
+            Ok(status) => status,
+            Err(_) => Err(format!("run {id}: waited in vain until {what}").into()),
+        }
+    }
+
+    /// Waits until a run has printed this.
+    pub(crate) async fn printed(&self, id: &RunId, text: &str) -> Result<(), Failure> {
+        let waiting = async {
+            let options = v6_runtime::LogOptions::default().with_follow(true);
+            let mut chunks = self.runtime.logs(id, options);
+            let mut all = Vec::new();
+            while let Some(chunk) = chunks.try_next().await? {
+                all.extend_from_slice(&chunk.bytes);
+                if String::from_utf8_lossy(&all).contains(text) {
+                    return Ok(());
+                }
+            }
+            let all = String::from_utf8_lossy(&all).into_owned();
+            Err(format!("the log ended without {text:?}: {all:?}").into())
+        };
+        match tokio::time::timeout(PATIENCE, waiting).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("run {id} has not printed {text:?}").into()),
+        }
+    }
+
+    /// All that a run has printed.
+    pub(crate) async fn log(&self, id: &RunId) -> Result<Bytes, Failure> {
+        Ok(self.runtime.logs_bytes(id, MUCH).await?)
+    }
+
+    /// Ids of all runs that the runtime lists.
+    pub(crate) async fn listed(&self) -> Result<Vec<String>, Failure> {
+        let mut ids: Vec<String> = self
+            .runtime
+            .list()
+            .map_ok(|run| run.id.to_string())
+            .try_collect()
+            .await?;
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Removes every run that is left.
+    pub(crate) async fn tidy(&self) -> Result<(), Failure> {
+        for id in self.listed().await? {
+            self.runtime
+                .cleanup(&run_id(&id), CleanupOptions::default().with_force(true))
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn leftovers(&self) -> Result<Vec<String>, Failure> {
+        Ok(self.harness.leftovers(&self.owner).await?)
+    }
+}
+
+pub(crate) fn run_id(text: &str) -> RunId {
+    RunId::new(text).expect("the suite's ids are names")
+}
+
+pub(crate) fn path(text: &str) -> v6_runtime::ContainerPath {
+    v6_runtime::ContainerPath::new(text).expect("the suite's paths are paths")
+}
+
+pub(crate) fn output(text: &str) -> v6_runtime::OutputName {
+    v6_runtime::OutputName::new(text).expect("the suite's names are names")
+}

@@ -1,0 +1,220 @@
+//! The floor, read from inside.
+
+use serde_json::Value;
+use v6_runtime::{Capabilities, Outcome, Runtime};
+
+use crate::bench::{Bench, run_id};
+use crate::case::{self, Verdict, equal, holds};
+
+case::cases! {
+    #[needs(|c: &Capabilities| c.floor.non_root.then_some(()).ok_or("floor.non_root"))]
+    it_is_not_root: "no user or group id of the program is root's";
+    #[needs(|c: &Capabilities| c.floor.no_capabilities.then_some(()).ok_or("floor.no_capabilities"))]
+    it_has_no_capabilities: "every capability set of the program is empty";
+    #[needs(|c: &Capabilities| c.floor.no_new_privileges.then_some(()).ok_or("floor.no_new_privileges"))]
+    it_gains_no_privileges: "no_new_privs is set";
+    #[needs(|c: &Capabilities| c.floor.seccomp.then_some(()).ok_or("floor.seccomp"))]
+    its_system_calls_are_filtered: "a system call filter is on";
+    #[needs(|c: &Capabilities| c.floor.read_only_root.then_some(()).ok_or("floor.read_only_root"))]
+    its_root_is_read_only: "nothing of the root file system can be written; HOME and TMPDIR can";
+    #[needs(|c: &Capabilities| c.floor.no_network.then_some(()).ok_or("floor.no_network"))]
+    it_has_no_network: "there is no interface but loopback, and no name or address can be reached";
+    #[needs(|c: &Capabilities| c.floor.no_capabilities.then_some(()).ok_or("floor.no_capabilities"))]
+    powers_are_refused: "mounting, making devices, changing user, root or host name, raw sockets: all refused";
+    #[needs(|c: &Capabilities| c.resources.pids.then_some(()).ok_or("resources.pids"))]
+    processes_are_limited: "a run cannot start more processes than its limit";
+    an_examination_holds: "examine finds nothing that a run can do and must not, or says that it cannot examine";
+}
+
+/// What the probe says of itself.
+async fn identity(bench: &Bench) -> Result<Value, case::Failure> {
+    let id = run_id("identity");
+    let status = bench.finish(&id, &bench.spec("identity").await?).await?;
+    let log = bench.log(&id).await?;
+    let text = String::from_utf8_lossy(&log).into_owned();
+    equal(
+        &format!("its end ({text})"),
+        status.outcome().cloned(),
+        Some(Outcome::Exited(0)),
+    )?;
+    serde_json::from_slice(&log).map_err(|error| format!("{error} in {text}").into())
+}
+
+async fn it_is_not_root(bench: Bench) -> case::Outcome {
+    let identity = identity(&bench).await?;
+    for field in ["uid", "gid", "groups"] {
+        let ids = identity[field].as_array().ok_or("no ids")?;
+        holds(
+            &format!("{field} is {ids:?}"),
+            !ids.iter().any(|id| *id == 0),
+        )?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn it_has_no_capabilities(bench: Bench) -> case::Outcome {
+    let identity = identity(&bench).await?;
+    let sets = identity["capabilities"]
+        .as_object()
+        .ok_or("no capabilities")?;
+    for (name, set) in sets {
+        let set = set.as_str().unwrap_or("?");
+        holds(
+            &format!("{name} is {set}"),
+            !set.is_empty() && set.bytes().all(|digit| digit == b'0'),
+        )?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn it_gains_no_privileges(bench: Bench) -> case::Outcome {
+    equal(
+        "no_new_privs",
+        identity(&bench).await?["no_new_privs"].as_bool(),
+        Some(true),
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn its_system_calls_are_filtered(bench: Bench) -> case::Outcome {
+    equal(
+        "seccomp",
+        identity(&bench).await?["seccomp"].as_u64(),
+        Some(2),
+    )?;
+    Ok(Verdict::Passed)
+}
+
+/// Runs tolerant steps, and returns what each came to.
+async fn tries(
+    bench: &Bench,
+    id: &str,
+    steps: &[&str],
+) -> Result<Vec<(String, bool)>, case::Failure> {
+    let words: Vec<String> = steps.iter().map(|step| format!("try {step}")).collect();
+    let id = run_id(id);
+    let status = bench
+        .finish(&id, &bench.spec(&words.join(" then ")).await?)
+        .await?;
+    let text = String::from_utf8_lossy(&bench.log(&id).await?).into_owned();
+    equal(
+        &format!("its end ({text})"),
+        status.outcome().cloned(),
+        Some(Outcome::Exited(0)),
+    )?;
+    let results = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let oks: Vec<bool> = results
+        .filter(|r| r["step"] == "try")
+        .filter_map(|r| r["ok"].as_bool())
+        .collect();
+    equal("steps that were told", oks.len(), steps.len())?;
+    Ok(steps
+        .iter()
+        .map(|step| (*step).to_owned())
+        .zip(oks)
+        .collect())
+}
+
+async fn its_root_is_read_only(bench: Bench) -> case::Outcome {
+    for (step, ok) in tries(
+        &bench,
+        "root",
+        &["write /x 1", "write /etc/x 1", "mkdir /new"],
+    )
+    .await?
+    {
+        holds(&format!("{step} was allowed"), !ok)?;
+    }
+    let identity = identity(&bench).await?;
+    for variable in ["HOME", "TMPDIR"] {
+        let folder = identity["env"][variable]
+            .as_str()
+            .ok_or("HOME or TMPDIR is not set")?;
+        let step = format!("write {folder}/x 10");
+        for (step, ok) in
+            tries(&bench, &format!("in-{}", variable.to_lowercase()), &[&step]).await?
+        {
+            holds(&format!("{step} was refused"), ok)?;
+        }
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn it_has_no_network(bench: Bench) -> case::Outcome {
+    let steps = [
+        "connect 192.0.2.1 443",
+        "connect 169.254.169.254 80",
+        "connect 10.0.0.1 80",
+        "connect 2001:db8::1 443",
+        "resolve example.org",
+    ];
+    for (step, ok) in tries(&bench, "network", &steps).await? {
+        holds(&format!("{step} was allowed"), !ok)?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn powers_are_refused(bench: Bench) -> case::Outcome {
+    let all = [
+        "setuid",
+        "setgid",
+        "setgroups",
+        "mount",
+        "mknod",
+        "chroot",
+        "hostname",
+        "raw-socket",
+    ];
+    let words: Vec<String> = all.iter().map(|what| format!("attempt {what}")).collect();
+    let id = run_id("powers");
+    bench
+        .finish(&id, &bench.spec(&words.join(" then ")).await?)
+        .await?;
+    let text = String::from_utf8_lossy(&bench.log(&id).await?).into_owned();
+    let results: Vec<Value> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    equal(
+        &format!("attempts that were told ({text})"),
+        results.len(),
+        all.len(),
+    )?;
+    for result in results {
+        holds(&format!("allowed: {result}"), result["allowed"] == false)?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn processes_are_limited(bench: Bench) -> case::Outcome {
+    let id = run_id("forks");
+    let limit = std::num::NonZeroU32::new(20).ok_or("20 is not zero")?;
+    let spec = bench.spec("children 60 2000").await?;
+    let spec = spec.with_resources(v6_runtime::Resources::default().with_pids(limit));
+    let status = bench.finish(&id, &spec).await?;
+    let log = String::from_utf8_lossy(&bench.log(&id).await?).into_owned();
+    let refused = status.outcome() != Some(&Outcome::Exited(0));
+    holds(&format!("60 processes were started: {log}"), refused)?;
+    Ok(Verdict::Passed)
+}
+
+async fn an_examination_holds(bench: Bench) -> case::Outcome {
+    match bench.runtime.examine().await {
+        Ok(seen) => {
+            holds("nothing was examined", !seen.is_empty())?;
+            for observation in seen {
+                holds(
+                    &format!("{}: {}", observation.name, observation.seen),
+                    observation.holds,
+                )?;
+            }
+            Ok(Verdict::Passed)
+        }
+        Err(error) if error.kind() == v6_runtime::ErrorKind::Unsupported => Ok(Verdict::Skipped(
+            "this runtime cannot examine itself".into(),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,109 @@
+//! How runs end, told apart.
+
+use std::num::NonZeroU64;
+
+use v6_runtime::{
+    Capabilities, Digest, ErrorKind, ImageIdentity, ImageRef, Outcome, PullPolicy, ResolvedImage,
+    Resources, RunSpec, StartFailureCause,
+};
+
+use crate::bench::{Bench, run_id};
+use crate::case::{self, Verdict, equal, fails};
+
+case::cases! {
+    exit_codes_are_exact: "the exit code of the program is the run's, all eight bits of it";
+    #[needs(|c: &Capabilities| c.outcomes.signaled.then_some(()).ok_or("outcomes.signaled"))]
+    a_signal_is_told_from_a_code: "a program that a signal ends is Signaled, one that exits with 128+n is Exited";
+    #[needs(|c: &Capabilities| (c.outcomes.out_of_memory && c.resources.memory).then_some(()).ok_or("outcomes.out_of_memory"))]
+    out_of_memory_is_told: "a run that takes more memory than its limit ends as OutOfMemory";
+    #[needs(|c: &Capabilities| c.outcomes.command_not_found.then_some(()).ok_or("outcomes.command_not_found"))]
+    a_missing_command_is_told_from_127: "a command that is not in the image is FailedToStart, a program that exits with 127 is not";
+    a_missing_image_is_an_outcome: "an image that is gone when the run starts is an outcome of that run, not an error of the call";
+    an_unknown_name_is_not_found: "resolve says NotFound for a name that the engine does not have and may not ask for";
+    exactly_the_resolved_image_is_told: "a run's status tells the image that was resolved, digest included";
+}
+
+async fn exit_codes_are_exact(bench: Bench) -> case::Outcome {
+    for code in [0, 1, 2, 77, 125, 126, 127, 129, 137, 143, 255] {
+        let outcome = bench
+            .outcome(&format!("exit-{code}"), &format!("exit {code}"))
+            .await?;
+        equal(&format!("exit {code}"), outcome, Outcome::Exited(code))?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn a_signal_is_told_from_a_code(bench: Bench) -> case::Outcome {
+    let killed = bench.outcome("killed", "kill-self 9").await?;
+    equal("kill-self 9", killed, Outcome::Signaled(9))?;
+    let aborted = bench.outcome("aborted", "kill-self 6").await?;
+    equal("kill-self 6", aborted, Outcome::Signaled(6))?;
+    Ok(Verdict::Passed)
+}
+
+async fn out_of_memory_is_told(bench: Bench) -> case::Outcome {
+    let limit = NonZeroU64::new(32 << 20).ok_or("32 MiB is not zero")?;
+    let spec = bench.spec("allocate 256 then exit 0").await?;
+    let spec = spec.with_resources(Resources::default().with_memory_bytes(limit));
+    let status = bench.finish(&run_id("greedy"), &spec).await?;
+    equal(
+        "256 MiB with a limit of 32",
+        status.outcome().cloned(),
+        Some(Outcome::OutOfMemory),
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn a_missing_command_is_told_from_127(bench: Bench) -> case::Outcome {
+    for (id, command, wanted) in [
+        (
+            "absent",
+            "/no/such/program",
+            StartFailureCause::CommandNotFound,
+        ),
+        ("folder", "/tmp", StartFailureCause::CommandNotExecutable),
+    ] {
+        let spec = bench.spec("").await?.with_command([command]);
+        let status = bench.finish(&run_id(id), &spec).await?;
+        match status.outcome() {
+            Some(Outcome::FailedToStart(failure)) => equal(command, failure.cause, wanted)?,
+            other => return Err(format!("{command}: wanted FailedToStart, got {other:?}").into()),
+        }
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn a_missing_image_is_an_outcome(bench: Bench) -> case::Outcome {
+    let digest = Digest::new(format!("sha256:{}", "0".repeat(64)))?;
+    let name = ImageRef::parse("localhost/v6-conformance/no-such-image:1")?;
+    let image = ResolvedImage::new(name, ImageIdentity::ImageId(digest), "linux/amd64");
+    let status = bench
+        .finish(&run_id("no-image"), &RunSpec::new(image))
+        .await?;
+    match status.outcome() {
+        Some(Outcome::FailedToStart(failure)) => {
+            equal("its cause", failure.cause, StartFailureCause::ImageNotFound)?;
+        }
+        other => return Err(format!("wanted FailedToStart, got {other:?}").into()),
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn an_unknown_name_is_not_found(bench: Bench) -> case::Outcome {
+    let name = ImageRef::parse("localhost/v6-conformance/no-such-image:1")?;
+    fails(
+        "resolve",
+        bench.runtime.resolve(&name, PullPolicy::Never).await,
+        ErrorKind::NotFound,
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn exactly_the_resolved_image_is_told(bench: Bench) -> case::Outcome {
+    let spec = bench.spec("exit 0").await?;
+    let status = bench.finish(&run_id("told"), &spec).await?;
+    equal("the image", status.image, spec.image.clone())?;
+    let pinned = spec.image.clone();
+    bench.runtime.prefetch(&pinned).await?;
+    Ok(Verdict::Passed)
+}

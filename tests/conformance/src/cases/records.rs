@@ -1,0 +1,419 @@
+//! Records: a run is started once, is found again, and is gone when cleaned up.
+
+use v6_runtime::{
+    Accepted, Annotations, CleanedUp, CleanupOptions, ErrorKind, Outcome, RunPhase, Runtime,
+};
+
+use crate::bench::{Bench, run_id};
+use crate::case::{self, Verdict, equal, fails, holds};
+
+case::cases! {
+    run_returns_before_the_end: "run returns when the run is accepted, not when it is over";
+    the_same_run_is_adopted: "run with the same spec again adopts, whatever the phase, and starts nothing";
+    another_spec_conflicts: "run with another spec under the same id is Conflict, and changes nothing";
+    one_of_many_starters_creates: "of concurrent calls of run with one id, one creates the run and the others adopt it";
+    an_unknown_run_is_not_found: "status, cancel, logs and collect of an unknown id are NotFound";
+    cleanup_of_a_live_run_needs_force: "cleanup refuses an unfinished run as NotReady; forced, it ends and removes it";
+    cleanup_twice_is_absent: "cleanup of what is not there is Absent, and success";
+    an_id_can_be_used_again: "after cleanup the id is free, and a new run under it is another one";
+    every_run_is_listed_whole: "list gives every run whatever its phase, with its annotations as they were given";
+    a_restart_adopts_running_runs: "a new value of the runtime finds runs that run, and sees their end";
+    a_restart_reads_finished_runs: "a new value of the runtime reads the outcome of runs that ended before";
+    owners_do_not_meet: "a run of another owner is neither listed, found, nor removed, also under the same id";
+    similar_names_do_not_meet: "owners and runs whose names begin alike stay apart";
+    a_dropped_run_can_be_repeated: "a dropped call of run leaves a state from which run can be called again";
+    many_at_once: "thirty runs at once end with thirty outcomes";
+    a_lease_is_exclusive: "one process at a time holds the owner's lease, and dropping it frees it";
+}
+
+async fn run_returns_before_the_end(bench: Bench) -> case::Outcome {
+    let id = run_id("long");
+    let accepted = bench
+        .runtime
+        .run(&id, &bench.spec("sleep 60000").await?)
+        .await?;
+    equal("run", accepted, Accepted::Created)?;
+    let status = bench.runtime.status(&id).await?;
+    holds(
+        "the run had ended when run returned",
+        !status.phase.is_finished(),
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn the_same_run_is_adopted(bench: Bench) -> case::Outcome {
+    let id = run_id("twice");
+    let spec = bench.spec("echo once then sleep 300 then exit 5").await?;
+    equal(
+        "first",
+        bench.runtime.run(&id, &spec).await?,
+        Accepted::Created,
+    )?;
+    equal(
+        "while it starts",
+        bench.runtime.run(&id, &spec).await?,
+        Accepted::Adopted,
+    )?;
+    bench.running(&id).await?;
+    equal(
+        "while it runs",
+        bench.runtime.run(&id, &spec).await?,
+        Accepted::Adopted,
+    )?;
+    let status = bench.ended(&id).await?;
+    equal(
+        "its end",
+        status.outcome().cloned(),
+        Some(Outcome::Exited(5)),
+    )?;
+    equal(
+        "after its end",
+        bench.runtime.run(&id, &spec).await?,
+        Accepted::Adopted,
+    )?;
+    let log = bench.log(&id).await?;
+    equal(
+        "what it printed",
+        String::from_utf8_lossy(&log).matches("once").count(),
+        1,
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn another_spec_conflicts(bench: Bench) -> case::Outcome {
+    let id = run_id("taken");
+    bench
+        .runtime
+        .run(&id, &bench.spec("sleep 300 then exit 4").await?)
+        .await?;
+    let other = bench.spec("exit 0").await?;
+    fails(
+        "another spec",
+        bench.runtime.run(&id, &other).await,
+        ErrorKind::Conflict,
+    )?;
+    let status = bench.ended(&id).await?;
+    equal(
+        "the first run's end",
+        status.outcome().cloned(),
+        Some(Outcome::Exited(4)),
+    )?;
+    fails(
+        "another spec, after the end",
+        bench.runtime.run(&id, &other).await,
+        ErrorKind::Conflict,
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn one_of_many_starters_creates(bench: Bench) -> case::Outcome {
+    let id = run_id("raced");
+    let spec = bench.spec("echo here then exit 0").await?;
+    let calls = (0..6).map(|_| bench.runtime.run(&id, &spec));
+    let all = futures_util::future::join_all(calls).await;
+    let mut created = 0;
+    for accepted in all {
+        created += usize::from(accepted? == Accepted::Created);
+    }
+    equal("calls that created the run", created, 1)?;
+    bench.ended(&id).await?;
+    let log = bench.log(&id).await?;
+    equal(
+        "what it printed",
+        String::from_utf8_lossy(&log).matches("here").count(),
+        1,
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn an_unknown_run_is_not_found(bench: Bench) -> case::Outcome {
+    use futures_util::StreamExt;
+    let id = run_id("nobody");
+    fails(
+        "status",
+        bench.runtime.status(&id).await,
+        ErrorKind::NotFound,
+    )?;
+    let cancelled = bench.runtime.cancel(&id, Default::default()).await;
+    fails("cancel", cancelled, ErrorKind::NotFound)?;
+    let logs = bench.runtime.logs(&id, Default::default()).next().await;
+    fails("logs", logs.transpose(), ErrorKind::NotFound)?;
+    let output = crate::bench::output("result");
+    let bytes = bench.runtime.collect(&id, &output).next().await;
+    fails("collect", bytes.transpose(), ErrorKind::NotFound)?;
+    Ok(Verdict::Passed)
+}
+
+async fn cleanup_of_a_live_run_needs_force(bench: Bench) -> case::Outcome {
+    let id = run_id("alive");
+    bench
+        .runtime
+        .run(&id, &bench.spec("sleep 60000").await?)
+        .await?;
+    bench.running(&id).await?;
+    let refused = bench.runtime.cleanup(&id, CleanupOptions::default()).await;
+    fails("cleanup", refused, ErrorKind::NotReady)?;
+    equal(
+        "its phase",
+        bench.runtime.status(&id).await?.phase,
+        RunPhase::Running,
+    )?;
+    let forced = bench
+        .runtime
+        .cleanup(&id, CleanupOptions::default().with_force(true))
+        .await?;
+    equal("forced", forced, CleanedUp::Removed)?;
+    fails(
+        "status",
+        bench.runtime.status(&id).await,
+        ErrorKind::NotFound,
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn cleanup_twice_is_absent(bench: Bench) -> case::Outcome {
+    let id = run_id("gone");
+    bench.finish(&id, &bench.spec("exit 0").await?).await?;
+    let options = CleanupOptions::default();
+    equal(
+        "first",
+        bench.runtime.cleanup(&id, options.clone()).await?,
+        CleanedUp::Removed,
+    )?;
+    equal(
+        "second",
+        bench.runtime.cleanup(&id, options).await?,
+        CleanedUp::Absent,
+    )?;
+    equal("listed", bench.listed().await?, Vec::new())?;
+    let left = bench.leftovers().await?;
+    holds(&format!("left behind: {left:?}"), left.is_empty())?;
+    Ok(Verdict::Passed)
+}
+
+async fn an_id_can_be_used_again(bench: Bench) -> case::Outcome {
+    let id = run_id("again");
+    for code in [3, 4] {
+        let spec = bench.spec(&format!("exit {code}")).await?;
+        equal(
+            "run",
+            bench.runtime.run(&id, &spec).await?,
+            Accepted::Created,
+        )?;
+        let status = bench.ended(&id).await?;
+        equal(
+            "its end",
+            status.outcome().cloned(),
+            Some(Outcome::Exited(code)),
+        )?;
+        bench
+            .runtime
+            .cleanup(&id, CleanupOptions::default())
+            .await?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn every_run_is_listed_whole(bench: Bench) -> case::Outcome {
+    let notes: Annotations = [
+        ("quotes", "\"'`$(x) \\ {}[]"),
+        ("lines", "one\ntwo\r\n\tthree"),
+        ("letters", "é病院🏥"),
+        ("empty", ""),
+        ("long", &"x".repeat(12_000)),
+    ]
+    .into_iter()
+    .collect();
+    let done = bench.spec("exit 0").await?.with_annotations(notes.clone());
+    bench.finish(&run_id("done"), &done).await?;
+    bench
+        .runtime
+        .run(&run_id("busy"), &bench.spec("sleep 60000").await?)
+        .await?;
+    bench.running(&run_id("busy")).await?;
+    equal(
+        "listed",
+        bench.listed().await?,
+        vec!["busy".to_owned(), "done".to_owned()],
+    )?;
+    let again = bench.restarted().await?;
+    equal(
+        "annotations",
+        again.runtime.status(&run_id("done")).await?.annotations,
+        notes,
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn a_restart_adopts_running_runs(bench: Bench) -> case::Outcome {
+    let id = run_id("adopted");
+    let spec = bench.spec("sleep 1500 then echo done then exit 6").await?;
+    bench.runtime.run(&id, &spec).await?;
+    bench.running(&id).await?;
+    let again = bench.restarted().await?;
+    drop(bench);
+    equal(
+        "run",
+        again.runtime.run(&id, &spec).await?,
+        Accepted::Adopted,
+    )?;
+    let status = again.ended(&id).await?;
+    equal(
+        "its end",
+        status.outcome().cloned(),
+        Some(Outcome::Exited(6)),
+    )?;
+    equal(
+        "its log",
+        again.log(&id).await?.as_ref(),
+        b"done\n".as_ref(),
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn a_restart_reads_finished_runs(bench: Bench) -> case::Outcome {
+    let id = run_id("ended");
+    bench
+        .finish(&id, &bench.spec("echo words then exit 9").await?)
+        .await?;
+    let again = bench.restarted().await?;
+    drop(bench);
+    let status = again.runtime.status(&id).await?;
+    equal(
+        "its end",
+        status.outcome().cloned(),
+        Some(Outcome::Exited(9)),
+    )?;
+    holds(
+        "the time of its end is not known",
+        status.finished.is_some(),
+    )?;
+    equal(
+        "its log",
+        again.log(&id).await?.as_ref(),
+        b"words\n".as_ref(),
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn owners_do_not_meet(bench: Bench) -> case::Outcome {
+    let stranger = bench.stranger().await?;
+    let id = run_id("shared");
+    bench.finish(&id, &bench.spec("exit 1").await?).await?;
+    equal("the other's list", stranger.listed().await?, Vec::new())?;
+    fails(
+        "the other's status",
+        stranger.runtime.status(&id).await,
+        ErrorKind::NotFound,
+    )?;
+    let removed = stranger
+        .runtime
+        .cleanup(&id, CleanupOptions::default().with_force(true))
+        .await?;
+    equal("the other's cleanup", removed, CleanedUp::Absent)?;
+    stranger
+        .finish(&id, &stranger.spec("exit 2").await?)
+        .await?;
+    stranger.tidy().await?;
+    let status = bench.runtime.status(&id).await?;
+    equal(
+        "its end",
+        status.outcome().cloned(),
+        Some(Outcome::Exited(1)),
+    )?;
+    let left = stranger.leftovers().await?;
+    holds(&format!("the other left behind: {left:?}"), left.is_empty())?;
+    Ok(Verdict::Passed)
+}
+
+async fn similar_names_do_not_meet(bench: Bench) -> case::Outcome {
+    for (id, code) in [("a", 1), ("a-b", 2), ("a-b-c", 3), ("b", 4)] {
+        bench
+            .finish(&run_id(id), &bench.spec(&format!("exit {code}")).await?)
+            .await?;
+    }
+    bench
+        .runtime
+        .cleanup(&run_id("a-b"), CleanupOptions::default())
+        .await?;
+    equal(
+        "listed",
+        bench.listed().await?,
+        vec!["a".to_owned(), "a-b-c".to_owned(), "b".to_owned()],
+    )?;
+    for (id, code) in [("a", 1), ("a-b-c", 3), ("b", 4)] {
+        let status = bench.runtime.status(&run_id(id)).await?;
+        equal(id, status.outcome().cloned(), Some(Outcome::Exited(code)))?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn a_dropped_run_can_be_repeated(bench: Bench) -> case::Outcome {
+    let id = run_id("dropped");
+    let spec = bench.spec("echo started then exit 0").await?;
+    for step in 0..12_u32 {
+        let limit = std::time::Duration::from_millis(u64::from(step) * 8);
+        let call = bench.runtime.run(&id, &spec);
+        let _ = tokio::time::timeout(limit, call).await;
+        let accepted = bench.runtime.run(&id, &spec).await;
+        if let Err(error) = accepted {
+            return Err(format!("dropped after {limit:?}, then: {error}").into());
+        }
+        let status = bench.ended(&id).await?;
+        equal(
+            "its end",
+            status.outcome().cloned(),
+            Some(Outcome::Exited(0)),
+        )?;
+        let log = bench.log(&id).await?;
+        equal(
+            "what it printed",
+            String::from_utf8_lossy(&log).matches("started").count(),
+            1,
+        )?;
+        bench
+            .runtime
+            .cleanup(&id, CleanupOptions::default())
+            .await?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn many_at_once(bench: Bench) -> case::Outcome {
+    let runs = (0..30).map(|number| {
+        let bench = bench.clone();
+        async move {
+            let id = run_id(&format!("many-{number}"));
+            let spec = bench
+                .spec(&format!("echo {number} then exit {number}"))
+                .await?;
+            let status = bench.finish(&id, &spec).await?;
+            equal(
+                "its end",
+                status.outcome().cloned(),
+                Some(Outcome::Exited(number)),
+            )?;
+            let log = bench.log(&id).await?;
+            equal("its log", log.as_ref(), format!("{number}\n").as_bytes())
+        }
+    });
+    for outcome in futures_util::future::join_all(runs).await {
+        outcome?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn a_lease_is_exclusive(bench: Bench) -> case::Outcome {
+    let again = bench.restarted().await?;
+    let lease = bench.runtime.acquire().await?;
+    fails(
+        "a second holder",
+        again.runtime.acquire().await,
+        ErrorKind::Conflict,
+    )?;
+    let stranger = bench.stranger().await?;
+    drop(stranger.runtime.acquire().await?);
+    drop(lease);
+    drop(again.runtime.acquire().await?);
+    Ok(Verdict::Passed)
+}

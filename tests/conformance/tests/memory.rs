@@ -1,0 +1,41 @@
+//! The suite on the in-memory runtime.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use v6_runtime::memory::{MemoryEngine, MemoryImage};
+use v6_runtime::{ImageRef, Owner, Result, Runtime};
+use v6_runtime_conformance::{Harness, main as run, probe_memory};
+
+const PROBE: &str = "localhost/v6-probe:test";
+
+struct Memory(MemoryEngine);
+
+#[async_trait]
+impl Harness for Memory {
+    async fn connect(&self, owner: &Owner) -> Result<Arc<dyn Runtime>> {
+        Ok(Arc::new(self.0.runtime(owner.clone())))
+    }
+
+    fn probe_image(&self) -> ImageRef {
+        ImageRef::parse(PROBE).expect("a reference")
+    }
+
+    async fn leftovers(&self, owner: &Owner) -> Result<Vec<String>> {
+        Ok(self.0.inventory(owner))
+    }
+
+    async fn cut_connection(&self) -> bool {
+        self.0.cut_watches();
+        true
+    }
+}
+
+fn main() -> ExitCode {
+    let engine = MemoryEngine::new();
+    engine
+        .add(PROBE, MemoryImage::new(probe_memory::probe))
+        .expect("the name is an image's");
+    run(Memory(engine))
+}
