@@ -1,6 +1,7 @@
 //! The suite on the Docker engine that `DOCKER_HOST` names. Without one that answers it is skipped,
 //! with the reason; with `V6_REQUIRE_DOCKER=1` that is a failure.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
@@ -17,9 +18,7 @@ struct Docker;
 #[async_trait]
 impl Harness for Docker {
     async fn connect(&self, owner: &Owner) -> Result<Arc<dyn Runtime>> {
-        // Short, because of the sockets in it.
-        let folder = std::env::temp_dir().join(format!("v6c-{}", std::process::id()));
-        let config = DockerConfig::new(owner.clone()).with_runtime_dir(folder);
+        let config = DockerConfig::new(owner.clone()).with_runtime_dir(folder());
         Ok(Arc::new(DockerRuntime::connect(config).await?))
     }
 
@@ -33,6 +32,11 @@ impl Harness for Docker {
         let asked = tokio::task::spawn_blocking(move || inventory(&owner)).await;
         asked.map_err(|error| Error::new(ErrorKind::Unexpected, error.to_string()))?
     }
+}
+
+/// For sockets and leases; its path is short, because sockets' paths must be.
+fn folder() -> PathBuf {
+    std::env::temp_dir().join(format!("v6c-{}", std::process::id()))
 }
 
 fn inventory(owner: &Owner) -> Result<Vec<String>> {
@@ -78,7 +82,7 @@ fn main() -> ExitCode {
             .resolve(&Docker.probe_image(), PullPolicy::Never)
             .await
     });
-    match usable {
+    let code = match usable {
         Ok(_) => run(Docker),
         Err(error) if std::env::var_os("V6_REQUIRE_DOCKER").is_some_and(|v| v == "1") => {
             eprintln!(
@@ -87,5 +91,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => skip(&format!("Docker cannot be used: {error}")),
+    };
+    match std::fs::remove_dir_all(folder()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            eprintln!("{}: {error}", folder().display());
+            ExitCode::FAILURE
+        }
+        _ => code,
     }
 }
