@@ -86,11 +86,13 @@ class Reader:
         elif match := RESULT.search(text):
             self.total(*map(int, match.groups()))
         elif match := CASE.match(text):
-            case, state = match.groups()
+            case, state = match[1].rstrip(), match[2]
             if state.startswith("FAILED"):
                 self.failed.append(case)
             elif state.startswith("ignored"):
-                self.ignored.append([case, state.partition(", ")[2]])
+                # cargo test writes `ignored, REASON`, libtest-mimic `ignored (REASON)`.
+                reason = re.sub(r"^\((.*)\)$", r"\1", state.removeprefix("ignored").lstrip(", "))
+                self.ignored.append([case, reason])
 
     def total(self, passed: int, failed: int, ignored: int) -> None:
         """The program's own numbers win: what a test prints may spoil the lines of cases."""
