@@ -10,7 +10,9 @@ use crate::record::{self, Part};
 use crate::state::Shared;
 
 /// How often and after what pause a thing that is still in use is tried again.
-const ATTEMPTS: u32 = 50;
+const ATTEMPTS: u32 = 20;
+/// How often everything of a run is looked for.
+const SWEEPS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Shared {
@@ -49,6 +51,20 @@ impl Shared {
     /// Removes every part of a run that carries its labels. Goes on past what cannot be removed,
     /// keeps the record then, and gives the first error.
     pub(crate) async fn remove_all(self: &Arc<Self>, id: &RunId) -> Result<()> {
+        let mut swept = 0;
+        loop {
+            swept += 1;
+            match self.sweep(id).await {
+                // In use by a container that was not there yet: a call that was dropped may be
+                // carried out late.
+                Err(error) if error.status() == Some(409) && swept < SWEEPS => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Removes what there is of a run at this moment.
+    async fn sweep(self: &Arc<Self>, id: &RunId) -> Result<()> {
         self.stop_driver(id).await;
         self.settle(id);
         let labels = record::of_run(self.owner(), id);

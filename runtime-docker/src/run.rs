@@ -17,6 +17,9 @@ use crate::record::{self, Part, Record};
 use crate::state::Shared;
 use crate::{archive, files_image, translate};
 
+/// How many dropped calls may come in late before somebody else is to blame.
+const LATE_CALLS: usize = 5;
+
 impl Shared {
     /// Accepts a run, once.
     pub(crate) async fn run(
@@ -73,25 +76,52 @@ impl Shared {
     /// Makes the record and puts the files.
     async fn store(self: &Arc<Self>, record: &Record, spec: &RunSpec) -> Result<Volume> {
         let files = self.name(&record.id, Part::Files);
-        let labels = record.labels(self.owner())?;
-        let body = container::files_container(self.owner(), record, files_image::NAME, labels);
-        let made = files_image::create(&self.engine, &files, body).await;
-        made.map_err(|error| match error.status() {
-            Some(409) => stranger("container", &files),
-            _ => error,
-        })?;
-        let name = self.name(&record.id, Part::Record);
-        let volume = self.engine.volume(&name).await?;
-        let volume = volume.ok_or_else(|| Error::Record {
-            name: name.clone(),
-            why: "it was removed while it was made".into(),
-        })?;
-        if record::attempt(&volume.labels) != Some(&record.attempt) {
-            return Err(stranger("volume", &name));
-        }
+        let volume = self.make_record(record, &files).await?;
         let entries = container::files(spec, &self.config);
         archive::put(&self.engine.docker, &files, STORE, entries).await?;
         Ok(volume)
+    }
+
+    /// Makes the container for files, and with it the volume that is the record.
+    ///
+    /// A call that was dropped may be carried out late, after it was seen that there is nothing:
+    /// what it has made is ours, and in the way.
+    async fn make_record(self: &Arc<Self>, record: &Record, files: &str) -> Result<Volume> {
+        let name = self.name(&record.id, Part::Record);
+        let labels = record.labels(self.owner())?;
+        let body = container::files_container(self.owner(), record, files_image::NAME, labels);
+        for _ in 0..LATE_CALLS {
+            match files_image::create(&self.engine, files, body.clone()).await {
+                Err(error) if error.status() == Some(409) => {
+                    let Some(found) = self.engine.container(files).await? else {
+                        continue;
+                    };
+                    let labels = found
+                        .config
+                        .and_then(|config| config.labels)
+                        .unwrap_or_default();
+                    if record::identify(self.owner(), files, &labels).is_none() {
+                        return Err(stranger("container", files));
+                    }
+                }
+                made => {
+                    made?;
+                    let volume = self.engine.volume(&name).await?;
+                    let volume = volume.ok_or_else(|| Error::Record {
+                        name: name.clone(),
+                        why: "it was removed while it was made".into(),
+                    })?;
+                    if record::attempt(&volume.labels) == Some(&record.attempt) {
+                        return Ok(volume);
+                    }
+                    if record::identify(self.owner(), &name, &volume.labels).is_none() {
+                        return Err(stranger("volume", &name));
+                    }
+                }
+            }
+            self.remove_all(&record.id).await?;
+        }
+        Err(stranger("container", files))
     }
 }
 

@@ -172,6 +172,10 @@ impl Bench {
         Ok(())
     }
 
+    pub(crate) async fn cut_connection(&self) -> bool {
+        self.harness.cut_connection(&self.owner).await
+    }
+
     pub(crate) async fn leftovers(&self) -> Result<Vec<String>, Failure> {
         Ok(self.harness.leftovers(&self.owner).await?)
     }

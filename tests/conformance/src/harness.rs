@@ -27,9 +27,10 @@ pub trait Harness: Send + Sync + 'static {
     /// forgotten an object does not list it either.
     async fn leftovers(&self, owner: &Owner) -> Result<Vec<String>>;
 
-    /// Breaks the runtime's connection to its engine once, so that it has to come back by itself.
-    /// `false`: this harness cannot; the cases that need it are skipped.
-    async fn cut_connection(&self) -> bool {
+    /// Breaks the connection to the engine of this owner's runtime values once, so that they have
+    /// to come back by themselves. `false`: this harness cannot; the cases that need it are
+    /// skipped.
+    async fn cut_connection(&self, _owner: &Owner) -> bool {
         false
     }
 }

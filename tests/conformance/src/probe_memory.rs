@@ -117,9 +117,22 @@ async fn run(ctx: &ProgramContext, state: &mut State, step: &[&str]) -> Result<(
             state._memory.push(ctx.allocate(bytes).await);
         }
         ["children", count, _] => {
+            let mut error = None;
+            let before = state._processes.len();
             for _ in 0..number::<u32>(count)? {
-                state._processes.push(ctx.start_process()?);
+                match ctx.start_process() {
+                    Ok(process) => state._processes.push(process),
+                    Err(refused) => {
+                        error = Some(refused.to_string());
+                        break;
+                    }
+                }
             }
+            let started = state._processes.len() - before;
+            report(
+                ctx,
+                &json!({"step": "children", "started": started, "error": error}),
+            );
         }
         ["identity"] => report(ctx, &json!({"step": "identity", "env": ctx.env()})),
         ["resolve", host] => {

@@ -1,24 +1,84 @@
-//! The suite on the Docker engine that `DOCKER_HOST` names. Without one that answers it is skipped,
-//! with the reason; with `V6_REQUIRE_DOCKER=1` that is a failure.
+//! The suite on the Docker engine that `DOCKER_HOST` names. Without one that answers every case is
+//! skipped, with the reason; with `V6_REQUIRE_DOCKER=1` that is a failure.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, PullPolicy, Result, Runtime};
 use v6_runtime_conformance::{Harness, main as run, skip};
 use v6_runtime_docker::{DockerConfig, DockerRuntime};
 
+const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
 /// Made by `tests/algorithms/build probe`.
 const PROBE: &str = "localhost/v6-probe:test";
 
-struct Docker;
+/// The engine's socket, and one of our own before it for each owner, whose connections can be cut.
+struct Docker {
+    socket: PathBuf,
+    folder: tempfile::TempDir,
+    fronts: Mutex<HashMap<Owner, watch::Sender<u32>>>,
+}
+
+impl Docker {
+    /// # Errors
+    /// An engine that is not at a socket; no temporary folder.
+    fn new() -> std::io::Result<Self> {
+        let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| DEFAULT_HOST.into());
+        let socket = host
+            .strip_prefix("unix://")
+            .ok_or_else(|| std::io::Error::other(format!("{host} is no unix:// socket")))?;
+        Ok(Self {
+            socket: socket.into(),
+            folder: tempfile::tempdir()?,
+            fronts: Mutex::default(),
+        })
+    }
+
+    /// The socket of this owner. It serves as long as the Tokio runtime in which it was made, so
+    /// each case has another.
+    fn front(&self, owner: &Owner) -> std::io::Result<PathBuf> {
+        let path = self.folder.path().join(format!("{owner}.sock"));
+        let mut fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
+        if !fronts.contains_key(owner) {
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(&path)?;
+            let cuts = watch::Sender::new(0);
+            fronts.insert(owner.clone(), cuts.clone());
+            let socket = self.socket.clone();
+            tokio::spawn(async move {
+                while let Ok((from, _)) = listener.accept().await {
+                    tokio::spawn(forward(from, socket.clone(), cuts.subscribe()));
+                }
+            });
+        }
+        Ok(path)
+    }
+}
+
+async fn forward(mut from: UnixStream, socket: PathBuf, mut cuts: watch::Receiver<u32>) {
+    let Ok(mut to) = UnixStream::connect(socket).await else {
+        return;
+    };
+    tokio::select! {
+        _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
+        _ = cuts.changed() => {}
+    }
+}
 
 #[async_trait]
 impl Harness for Docker {
     async fn connect(&self, owner: &Owner) -> Result<Arc<dyn Runtime>> {
-        let config = DockerConfig::new(owner.clone()).with_runtime_dir(folder());
+        let front = self.front(owner).map_err(|error| {
+            Error::new(ErrorKind::Unexpected, "the socket before the engine's").with_source(error)
+        })?;
+        let config = DockerConfig::new(owner.clone())
+            .with_host(format!("unix://{}", front.display()))
+            .with_runtime_dir(self.folder.path().join("run"));
         Ok(Arc::new(DockerRuntime::connect(config).await?))
     }
 
@@ -28,37 +88,31 @@ impl Harness for Docker {
 
     /// Asked of the engine's API directly, by curl.
     async fn leftovers(&self, owner: &Owner) -> Result<Vec<String>> {
-        let owner = owner.clone();
-        let asked = tokio::task::spawn_blocking(move || inventory(&owner)).await;
+        let (owner, socket) = (owner.clone(), self.socket.clone());
+        let asked = tokio::task::spawn_blocking(move || inventory(&socket, &owner)).await;
         asked.map_err(|error| Error::new(ErrorKind::Unexpected, error.to_string()))?
+    }
+
+    async fn cut_connection(&self, owner: &Owner) -> bool {
+        let fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
+        fronts.get(owner).is_some_and(|cuts| {
+            cuts.send_modify(|cuts| *cuts += 1);
+            true
+        })
     }
 }
 
-/// For sockets and leases; its path is short, because sockets' paths must be.
-fn folder() -> PathBuf {
-    std::env::temp_dir().join(format!("v6c-{}", std::process::id()))
-}
-
-fn inventory(owner: &Owner) -> Result<Vec<String>> {
+fn inventory(socket: &Path, owner: &Owner) -> Result<Vec<String>> {
     let failed = |what: String| Error::new(ErrorKind::Unexpected, what);
     let mut found = Vec::new();
-    for list in ["containers/json?all=1&", "volumes?"] {
-        let filters = format!("{{\"label\":[\"v6-runtime.owner={owner}\"]}}");
-        let host =
-            std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".into());
-        let socket = host
-            .strip_prefix("unix://")
-            .ok_or_else(|| failed(format!("{host} is no socket")))?;
+    for list in ["containers/json?all=1", "volumes"] {
         let asked = Command::new("curl")
-            .args([
-                "-sS",
-                "--fail",
-                "--unix-socket",
-                socket,
-                "-G",
-                "--data-urlencode",
-            ])
-            .arg(format!("filters={filters}"))
+            .args(["-sS", "--fail", "-G", "--unix-socket"])
+            .arg(socket)
+            .arg("--data-urlencode")
+            .arg(format!(
+                "filters={{\"label\":[\"v6-runtime.owner={owner}\"]}}"
+            ))
             .arg(format!("http://engine/{list}"))
             .output()
             .map_err(|error| failed(format!("curl: {error}")))?;
@@ -75,15 +129,18 @@ fn inventory(owner: &Owner) -> Result<Vec<String>> {
 
 fn main() -> ExitCode {
     let tokio = tokio::runtime::Runtime::new().expect("threads");
-    let usable = tokio.block_on(async {
-        let owner = Owner::new("conformance-look").expect("a name");
-        let runtime = Docker.connect(&owner).await?;
-        runtime
-            .resolve(&Docker.probe_image(), PullPolicy::Never)
-            .await
+    let usable = Docker::new().map_err(|error| error.to_string());
+    let usable = usable.and_then(|docker| {
+        let looked = tokio.block_on(async {
+            let owner = Owner::new("conformance-look").expect("a name");
+            let runtime = docker.connect(&owner).await?;
+            let image = docker.probe_image();
+            runtime.resolve(&image, PullPolicy::Never).await
+        });
+        looked.map(|_| docker).map_err(|error| error.to_string())
     });
-    let code = match usable {
-        Ok(_) => run(Docker),
+    match usable {
+        Ok(docker) => run(docker),
         Err(error) if std::env::var_os("V6_REQUIRE_DOCKER").is_some_and(|v| v == "1") => {
             eprintln!(
                 "Docker, or the image of tests/algorithms/build probe, is not to be had: {error}"
@@ -91,12 +148,5 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => skip(&format!("Docker cannot be used: {error}")),
-    };
-    match std::fs::remove_dir_all(folder()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            eprintln!("{}: {error}", folder().display());
-            ExitCode::FAILURE
-        }
-        _ => code,
     }
 }

@@ -26,7 +26,7 @@ impl Harness for Memory {
         Ok(self.0.inventory(owner))
     }
 
-    async fn cut_connection(&self) -> bool {
+    async fn cut_connection(&self, _owner: &Owner) -> bool {
         self.0.cut_watches();
         true
     }

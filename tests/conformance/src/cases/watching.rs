@@ -143,7 +143,7 @@ async fn a_broken_connection_is_no_verdict(bench: Bench) -> case::Outcome {
     bench.running(&id).await?;
     let mut events = bench.runtime.watch();
     let _ = events.try_next().await?;
-    if !bench.harness.cut_connection().await {
+    if !bench.cut_connection().await {
         return Ok(Verdict::Skipped(
             "this harness cannot cut the connection".into(),
         ));
