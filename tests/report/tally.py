@@ -31,6 +31,11 @@ CASE = re.compile(r"^test (?:\[\S+\] )?(.+?) \.\.\. (.*)$")
 RESULT = re.compile(
     r"test result: (?:ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored;")
 SKIP = re.compile(r"^SKIP (\S+): (.+)$")
+# What a case printed, with --show-output. A case that cannot be ignored any more when it
+# finds out that it lacks something prints why and returns; it has not passed.
+OUTPUT = re.compile(r"^---- (.+) stdout ----$")
+END_OF_OUTPUT = ("successes:", "failures:")
+LACKED = "SKIP "
 
 
 @dataclass
@@ -55,6 +60,8 @@ class Reader:
         self.failed: list[str] = []
         self.ignored: list[list[str]] = []
         self.reasons: dict[str, str] = {}
+        self.printing: str | None = None
+        self.lacking: dict[str, str] = {}
 
     def name(self, case: str) -> str:
         return f"{self.program}::{case}" if self.program else case
@@ -81,7 +88,13 @@ class Reader:
             return self.begin(own)
         if match := DOCTESTS.match(text):
             return self.begin(f"{match[1]} (documentation)")
-        if match := SKIP.match(text):
+        if match := OUTPUT.match(text):
+            self.printing = match[1]
+        elif text in END_OF_OUTPUT:
+            self.printing = None
+        elif self.printing and text.startswith(LACKED):
+            self.lacking[self.printing] = text.removeprefix(LACKED)
+        elif match := SKIP.match(text):
             self.reasons[match[1].rsplit("::", 1)[-1]] = match[2]
         elif match := RESULT.search(text):
             self.total(*map(int, match.groups()))
@@ -96,7 +109,10 @@ class Reader:
 
     def total(self, passed: int, failed: int, ignored: int) -> None:
         """The program's own numbers win: what a test prints may spoil the lines of cases."""
-        self.result.passed += passed
+        lacking = [[case, why] for case, why in self.lacking.items() if case not in self.failed]
+        self.result.passed += passed - len(lacking)
+        ignored += len(lacking)
+        self.ignored += lacking
         names = [self.name(case) for case in self.failed][:failed]
         names += [self.name("(a case whose name was not printed)")] * (failed - len(names))
         self.result.failed += names

@@ -77,6 +77,29 @@ class Counting(unittest.TestCase):
         step = tally.read_cases("tests", 101, "error: could not compile `v6-node` (lib)\n")
         self.assertEqual(step.failed, ["tests (exit code 101)"])
 
+    def test_a_case_that_gives_up_has_not_passed(self):
+        text = """test a ... ok
+test b ... ok
+
+successes:
+
+---- a stdout ----
+SKIP no engine at unix:///nowhere: nobody answers
+
+---- b stdout ----
+hello
+
+
+successes:
+    a
+    b
+
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s
+"""
+        step = tally.read_cases("s", 0, text)
+        self.assertEqual(step.passed, 1)
+        self.assertEqual(step.skipped, [["a", "no engine at unix:///nowhere: nobody answers"]])
+
     def test_no_case_at_all_has_failed(self):
         self.assertEqual(tally.read_cases("tests", 0, "").failed, ["tests (no case was run)"])
 
