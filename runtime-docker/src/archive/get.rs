@@ -5,7 +5,7 @@ use std::io;
 use bollard::Docker;
 use bollard::query_parameters::DownloadFromContainerOptionsBuilder;
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -48,12 +48,17 @@ pub(crate) fn get_folder(
     limit: u64,
     skip: Vec<String>,
 ) -> ResultStream<Bytes> {
-    folder(download(docker, &container, &path), limit, skip)
+    let reader = StreamReader::new(download(docker, &container, &path));
+    folder(reader, limit, skip)
 }
 
-fn file<R: AsyncRead + Send + Unpin + 'static>(from: R, limit: u64) -> ResultStream<Bytes> {
+fn file<S>(pieces: S, limit: u64) -> ResultStream<Bytes>
+where
+    S: Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static,
+{
     let opening = async move {
-        let mut entries = Archive::new(from).entries().map_err(broken)?;
+        let mut archive = Archive::new(StreamReader::new(pieces));
+        let mut entries = archive.entries().map_err(broken)?;
         let Some(entry) = next(&mut entries).await? else {
             return Err(Error::new(ErrorKind::NotFound, "the output does not exist"));
         };
@@ -67,12 +72,28 @@ fn file<R: AsyncRead + Send + Unpin + 'static>(from: R, limit: u64) -> ResultStr
             let message = format!("the output has {size} bytes, at most {limit} are taken");
             return Err(Error::new(ErrorKind::Quota, message));
         }
+        drop((entry, entries));
+        // The archive stands where the file begins: from here on nothing is copied.
+        let reader = archive.into_inner().map_err(|_| {
+            let message = "the archive is still being read";
+            Error::new(ErrorKind::Unexpected, message)
+        })?;
+        let (rest, first) = reader.into_inner_with_chunk();
+        let pieces = stream::iter(first.map(Ok)).chain(rest);
         Ok(stream::try_unfold(
-            (entry, size),
-            |(mut entry, left)| async move {
-                let piece = read(&mut entry, left).await?;
+            (pieces, size),
+            |(mut pieces, left)| async move {
+                if left == 0 {
+                    return Ok(None);
+                }
+                let mut piece = match timeout(STALLED, pieces.next()).await {
+                    Ok(Some(piece)) => piece.map_err(broken)?,
+                    Ok(None) => return Err(broken(io::ErrorKind::UnexpectedEof.into())),
+                    Err(_) => return Err(stalled()),
+                };
+                piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                 let left = left - piece.len() as u64;
-                Ok((!piece.is_empty()).then_some((piece, (entry, left))))
+                Ok(Some((piece, (pieces, left))))
             },
         ))
     };
@@ -166,13 +187,17 @@ fn is_skipped(name: &[u8], skip: &[String]) -> bool {
     })
 }
 
-fn download(docker: Docker, container: &str, path: &str) -> impl AsyncRead + Send + Unpin + use<> {
+fn download(
+    docker: Docker,
+    container: &str,
+    path: &str,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + Unpin + use<> {
     let options = DownloadFromContainerOptionsBuilder::default()
         .path(path)
         .build();
     let docker = docker.with_timeout(UNLIMITED);
-    let bytes = docker.download_from_container(container, Some(options));
-    StreamReader::new(Box::pin(bytes.map_err(io::Error::other)))
+    let pieces = docker.download_from_container(container, Some(options));
+    Box::pin(pieces.map_err(io::Error::other))
 }
 
 async fn next<R: AsyncRead + Send + Unpin>(
@@ -184,11 +209,8 @@ async fn next<R: AsyncRead + Send + Unpin>(
     }
 }
 
-/// The next bytes of an entry that has `left` more; none at its end.
+/// The next bytes of an entry that has `left` more.
 async fn read(entry: &mut (impl AsyncRead + Unpin), left: u64) -> Result<Bytes> {
-    if left == 0 {
-        return Ok(Bytes::new());
-    }
     let room = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
     let mut piece = BytesMut::with_capacity(room);
     match timeout(STALLED, entry.read_buf(&mut piece)).await {
@@ -293,7 +315,12 @@ mod tests {
     }
 
     async fn file_of(bytes: Vec<u8>, limit: u64) -> Result<Vec<u8>> {
-        all(file(io::Cursor::new(bytes), limit)).await
+        // In pieces that fit nothing.
+        let pieces = bytes
+            .chunks(333)
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)));
+        let pieces: Vec<io::Result<Bytes>> = pieces.collect();
+        all(file(stream::iter(pieces), limit)).await
     }
 
     async fn folder_of(bytes: Vec<u8>, limit: u64, skip: &[&str]) -> Result<Vec<u8>> {
