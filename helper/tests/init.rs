@@ -403,6 +403,7 @@ fn the_claim_goes_into_an_existing_regular_file_only() {
 
 #[test]
 fn a_wrong_command_line_is_explained() {
+    let program = program();
     for (arguments, word) in [
         (&[][..], "mode"),
         (&["start"], "start"),
@@ -426,7 +427,10 @@ fn a_wrong_command_line_is_explained() {
             "ADDRESS:PORT",
         ),
     ] {
-        let output = Command::new(program()).args(arguments).output().unwrap();
+        let output = Command::new(program.path())
+            .args(arguments)
+            .output()
+            .unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(125), "{arguments:?}");
         assert!(
@@ -434,8 +438,11 @@ fn a_wrong_command_line_is_explained() {
             "{arguments:?}: {error}"
         );
     }
-    let output = Command::new(program()).arg("--version").output().unwrap();
+    let output = Command::new(program.path())
+        .arg("--version")
+        .output()
+        .unwrap();
     assert!(output.status.success() && output.stdout.starts_with(b"v6-helper "));
-    let output = Command::new(program()).arg("--help").output().unwrap();
+    let output = Command::new(program.path()).arg("--help").output().unwrap();
     assert!(output.status.success() && output.stdout.windows(8).any(|word| word == b"--listen"));
 }

@@ -5,9 +5,9 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -16,24 +16,39 @@ use v6_helper::{Claim, InitOptions, PROGRAM};
 /// Longer than anything here takes. A program that runs longer has failed, and is killed.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The program as a file. Written before anything is started: a process that is just starting
-/// could otherwise hold it open for writing, and it could not be executed.
-pub fn program() -> &'static Path {
-    static FILE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = FILE.get_or_init(|| {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("v6-helper");
-        fs::write(&path, PROGRAM).unwrap();
-        for path in [folder.path(), &path] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        (folder, path)
+/// The program as a file, in a folder that any user can enter; gone with its last user.
+pub struct Program {
+    folder: TempDir,
+}
+
+impl Program {
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("v6-helper")
+    }
+}
+
+/// One file for all who use it at the same time. It is only written while nobody does: a process
+/// that is just starting could otherwise hold it open for writing, and it could not be executed.
+pub fn program() -> Arc<Program> {
+    static SHARED: Mutex<Weak<Program>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(program) = shared.upgrade() {
+        return program;
+    }
+    let program = Arc::new(Program {
+        folder: TempDir::new().unwrap(),
     });
-    path
+    fs::write(program.path(), PROGRAM).unwrap();
+    for path in [program.folder.path(), &program.path()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    *shared = Arc::downgrade(&program);
+    program
 }
 
 /// A folder with a file for the claim.
 pub struct Stage {
+    program: Arc<Program>,
     pub folder: TempDir,
     pub options: InitOptions,
 }
@@ -58,6 +73,7 @@ impl Stage {
         )
         .unwrap();
         Self {
+            program: program(),
             options: InitOptions::new().with_claim(claim.to_str().unwrap()),
             folder,
         }
@@ -76,7 +92,7 @@ impl Stage {
         let words: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
         let line = self
             .options
-            .command_line(program().to_str().unwrap(), &words)
+            .command_line(self.program.path().to_str().unwrap(), &words)
             .unwrap();
         let mut command = Command::new(&line[0]);
         command
