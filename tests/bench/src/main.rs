@@ -32,7 +32,7 @@ struct Options {
     #[arg(long, default_value = "")]
     only: String,
     /// The image of the runs.
-    #[arg(long, default_value = "localhost/busybox:engines")]
+    #[arg(long, default_value = "localhost/v6-busybox:test")]
     image: String,
 }
 
