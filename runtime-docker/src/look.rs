@@ -44,14 +44,31 @@ impl Shared {
         &self,
         id: &RunId,
     ) -> Result<(Option<Look>, Option<ContainerInspectResponse>)> {
-        let labels = record::of_run(self.owner(), id);
-        let volumes = self.engine.volumes(labels);
         let name = self.name(id, Part::Run);
+        let volumes = self.volumes_of(id);
         let (volumes, container) = tokio::try_join!(volumes, self.engine.container(&name))?;
         let Some(volumes) = self.sort(volumes).pop() else {
             return Ok((None, container));
         };
         Ok((Some(self.judge(volumes?, container).await?), None))
+    }
+
+    /// The volumes that have the names of a run's record and marks. Asked for one by one: a listing
+    /// costs as much as there are volumes, and waits for each that is being made or removed.
+    pub(crate) async fn volumes_of(&self, id: &RunId) -> Result<Vec<Volume>> {
+        let volume = |part| {
+            let name = self.name(id, part);
+            // Boxed: four of them would make every caller's future large.
+            Box::pin(async move { self.engine.volume(&name).await })
+        };
+        let [one, two, three] = Part::MARKS;
+        let (record, one, two, three) = tokio::try_join!(
+            volume(Part::Record),
+            volume(one),
+            volume(two),
+            volume(three)
+        )?;
+        Ok([record, one, two, three].into_iter().flatten().collect())
     }
 
     /// The looks at all runs of the owner.
@@ -108,11 +125,17 @@ impl Shared {
         volumes: Volumes,
         container: Option<ContainerInspectResponse>,
     ) -> Result<Look> {
-        let Volumes {
-            record,
-            marks,
-        } = volumes;
+        let Volumes { record, mut marks } = volumes;
         let container = container.filter(|container| self.is_ours(container, &record));
+        if container.as_ref().is_some_and(translate::has_ended) {
+            // A mark is made before the stop that it explains, and may be younger than this look.
+            let fresh = self.sort(self.volumes_of(&record.id).await?).pop();
+            if let Some(fresh) = fresh.transpose()?
+                && fresh.record.attempt == record.attempt
+            {
+                marks = fresh.marks;
+            }
+        }
         let mut driven = self.pending(&record.id);
         let mut files = false;
         let mut claim = None;

@@ -167,6 +167,8 @@ pub(crate) fn status(seen: &Seen<'_>) -> RunStatus {
         status.started = state.started_at.as_deref().and_then(time::from_engine);
         if status.phase.is_finished() {
             status.finished = finished(state);
+            // The engine takes the time of a start a little late, after that of a quick end.
+            status.started = status.started.min(status.finished.or(status.started));
         }
     }
     status
@@ -194,6 +196,12 @@ pub(crate) fn is_live(state: &ContainerState) -> bool {
         Some(S::CREATED | S::EXITED | S::DEAD) => false,
         _ => state.running == Some(true),
     }
+}
+
+/// Whether a container has run and runs no more.
+pub(crate) fn has_ended(container: &ContainerInspectResponse) -> bool {
+    let state = container.state.as_ref();
+    state.is_some_and(|state| !is_live(state) && was_started(state))
 }
 
 pub(crate) fn was_started(state: &ContainerState) -> bool {
