@@ -217,7 +217,8 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let credentials = RegistryCredentials::new("r.example.org", "u", "hunter2".to_owned().into());
+        let credentials =
+            RegistryCredentials::new("r.example.org", "u", "hunter2".to_owned().into());
         let config = DockerConfig::new(Owner::new("o").expect("an owner"))
             .with_credentials(vec![credentials]);
         assert!(!format!("{config:?}").contains("hunter2"));

@@ -23,7 +23,9 @@ pub(crate) async fn connect(config: DockerConfig) -> Result<Arc<Shared>> {
     let engine = Engine::connect(&config.host, config.call_timeout).await?;
     let info = engine.info().await?;
     if info.os_type.as_deref().is_some_and(|os| os != "linux") {
-        return Err(Error::Config("the engine does not run Linux containers".into()));
+        return Err(Error::Config(
+            "the engine does not run Linux containers".into(),
+        ));
     }
     if let Some(other) = other_architecture(&info) {
         return Err(Error::Config(format!(
@@ -90,7 +92,9 @@ async fn engine_folder(engine: &Engine, folder: &Path) -> Result<Result<String, 
     Ok(if seen? {
         Ok(path)
     } else {
-        Err(format!("the engine does not see {path}: is it on another machine?"))
+        Err(format!(
+            "the engine does not see {path}: is it on another machine?"
+        ))
     })
 }
 
@@ -114,7 +118,11 @@ fn capabilities(info: &SystemInfo, egress: bool, notices: &mut Vec<String>) -> C
     resources.memory = limit(info.memory_limit, "memory");
     resources.pids = limit(info.pids_limit, "the number of processes");
     resources.scratch = true;
-    resources.gpu = info.runtimes.iter().flatten().any(|(name, _)| name == "nvidia");
+    resources.gpu = info
+        .runtimes
+        .iter()
+        .flatten()
+        .any(|(name, _)| name == "nvidia");
     let mut floor = Floor::all();
     floor.seccomp = seccomp;
     let mut outcomes = OutcomeKinds::all();
@@ -138,7 +146,9 @@ fn capabilities(info: &SystemInfo, egress: bool, notices: &mut Vec<String>) -> C
 fn traits(engine: &Engine, info: &SystemInfo) -> Traits {
     let version = engine.docker.client_version();
     let api = (version.major_version, version.minor_version);
-    let cpu_milli = info.ncpu.and_then(|n| u32::try_from(n.checked_mul(1000)?).ok());
+    let cpu_milli = info
+        .ncpu
+        .and_then(|n| u32::try_from(n.checked_mul(1000)?).ok());
     Traits {
         recursive_read_only: api >= (1, 44),
         private_cgroup: api >= (1, 41)

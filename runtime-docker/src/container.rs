@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use bollard::models::{
     ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum,
-    HostConfigLogConfig, Mount, MountType,
-    MountVolumeOptions, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    HostConfigLogConfig, Mount, MountType, MountVolumeOptions, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
 };
 use bytes::Bytes;
 use v6_helper::{InitOptions, Listener};
@@ -299,7 +299,9 @@ fn environment(spec: &RunSpec) -> Vec<String> {
         };
     }
     let pairs = environment.into_iter();
-    pairs.map(|(name, value)| format!("{name}={value}")).collect()
+    pairs
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
 }
 
 fn host_config(parts: &Parts<'_>) -> HostConfig {
@@ -314,7 +316,9 @@ fn host_config(parts: &Parts<'_>) -> HostConfig {
     let memory = i64::try_from(memory).unwrap_or(i64::MAX);
     let cpu = resources.cpu_milli.or(config.cpu_milli).map(|milli| {
         // The engine refuses more than there is.
-        let milli = traits.cpu_milli.map_or(milli.get(), |all| milli.get().min(all));
+        let milli = traits
+            .cpu_milli
+            .map_or(milli.get(), |all| milli.get().min(all));
         i64::from(milli) * 1_000_000
     });
     let hosts = addresses(spec)

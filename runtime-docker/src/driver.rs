@@ -72,7 +72,10 @@ struct Driver<'a> {
 impl Driver<'_> {
     async fn start(&self) -> Result<(), End> {
         let (record, spec) = (&self.job.record, &self.job.spec);
-        let opened = self.shared.egress.open(self.shared.owner(), &record.id, &spec.egress);
+        let opened = self
+            .shared
+            .egress
+            .open(self.shared.owner(), &record.id, &spec.egress);
         opened.map_err(|error| StartFailure::new(StartFailureCause::Engine, text(error)))?;
         self.say(Pending::PullingImage);
         let late = async {
@@ -198,8 +201,7 @@ impl Driver<'_> {
         // From here on the program may have been started, which the absence of the other
         // container tells should this one be removed by somebody.
         let started = shared.engine.start(&name);
-        let (mut started, removed) =
-            tokio::join!(started, shared.engine.remove_container(&files));
+        let (mut started, removed) = tokio::join!(started, shared.engine.remove_container(&files));
         if let Err(error) = removed {
             tracing::warn!(run = %id, %error, "the container for files stays until the cleanup");
         }
@@ -275,7 +277,9 @@ impl Driver<'_> {
     /// Tells everybody how far it is.
     fn say(&self, pending: Pending) {
         self.shared.set_pending(&self.job.record.id, Some(pending));
-        self.shared.hub.update(self.status(RunPhase::Pending(pending)));
+        self.shared
+            .hub
+            .update(self.status(RunPhase::Pending(pending)));
     }
 
     fn status(&self, phase: RunPhase) -> v6_runtime::RunStatus {

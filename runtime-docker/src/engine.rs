@@ -88,9 +88,7 @@ impl Engine {
 
     /// Removes a volume; whether there was one.
     pub(crate) async fn remove_volume(&self, name: &str) -> Result<bool> {
-        let call = self
-            .docker
-            .remove_volume(name, None::<RemoveVolumeOptions>);
+        let call = self.docker.remove_volume(name, None::<RemoveVolumeOptions>);
         Ok(found(self.call("removing a volume", call).await)?.is_some())
     }
 

@@ -31,8 +31,11 @@ pub(crate) async fn examine(config: &DockerConfig) -> Result<Vec<Observation>> {
         let runtime = Box::pin(DockerRuntime::connect(config)).await?;
         let id = RunId::new("examine")?;
         let seen = tokio::time::timeout(LIMIT, Box::pin(observe(&runtime, &id))).await;
-        let removed = runtime.cleanup(&id, CleanupOptions::default().with_force(true)).await;
-        let seen = seen.map_err(|_| Error::new(ErrorKind::Timeout, "the examining run did not end"))??;
+        let removed = runtime
+            .cleanup(&id, CleanupOptions::default().with_force(true))
+            .await;
+        let seen =
+            seen.map_err(|_| Error::new(ErrorKind::Timeout, "the examining run did not end"))??;
         removed?;
         Ok(seen)
     });
@@ -43,7 +46,9 @@ pub(crate) async fn examine(config: &DockerConfig) -> Result<Vec<Observation>> {
 
 async fn observe(runtime: &DockerRuntime, id: &RunId) -> Result<Vec<Observation>> {
     // Connecting has given the engine this image; the program is mounted into every run.
-    let image = runtime.resolve(&ImageRef::parse(files_image::NAME)?, PullPolicy::Never).await?;
+    let image = runtime
+        .resolve(&ImageRef::parse(files_image::NAME)?, PullPolicy::Never)
+        .await?;
     let (host, port) = CONTROL;
     let mut command = vec![crate::container::HELPER.to_owned(), "examine".to_owned()];
     let mut spec = RunSpec::new(image).with_deadline(SystemTime::now() + LIMIT);
@@ -97,7 +102,14 @@ struct Line {
 
 fn parse(printed: &[u8]) -> Result<Vec<Observation>> {
     let lines: Vec<Line> = serde_json::from_slice(printed).map_err(|error| {
-        Error::new(ErrorKind::Protocol, "the examining run's words were not understood").with_source(error)
+        Error::new(
+            ErrorKind::Protocol,
+            "the examining run's words were not understood",
+        )
+        .with_source(error)
     })?;
-    Ok(lines.into_iter().map(|Line { name, holds, seen }| Observation::new(name, holds, seen)).collect())
+    Ok(lines
+        .into_iter()
+        .map(|Line { name, holds, seen }| Observation::new(name, holds, seen))
+        .collect())
 }

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use bollard::models::{
-    ContainerCreateBody, HostConfig, Mount, MountBindOptions, MountType,
-};
+use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountBindOptions, MountType};
 
 use crate::engine::Engine;
 use crate::error::Result;
@@ -36,7 +34,12 @@ fn translate<'a>(path: &str, mounts: impl Iterator<Item = (&'a str, &'a str)>) -
     let inside = |(target, source): (&'a str, &'a str)| {
         let rest = path.strip_prefix(target.trim_end_matches('/'))?;
         let whole = rest.is_empty() || rest.starts_with('/');
-        whole.then(|| (target.len(), format!("{}{rest}", source.trim_end_matches('/'))))
+        whole.then(|| {
+            (
+                target.len(),
+                format!("{}{rest}", source.trim_end_matches('/')),
+            )
+        })
     };
     let longest = mounts.filter_map(inside).max_by_key(|(length, _)| *length);
     longest.map(|(_, path)| path)
@@ -97,7 +100,12 @@ mod tests {
 
     #[test]
     fn the_longest_mount_counts() {
-        let mounts = [("/", "/r"), ("/run/v6", "/srv/v6"), ("/run", "/x"), ("/run/v", "/no")];
+        let mounts = [
+            ("/", "/r"),
+            ("/run/v6", "/srv/v6"),
+            ("/run", "/x"),
+            ("/run/v", "/no"),
+        ];
         let at = |path| translate(path, mounts.into_iter());
         assert_eq!(at("/run/v6/a"), Some("/srv/v6/a".into()));
         assert_eq!(at("/run/v6"), Some("/srv/v6".into()));
@@ -113,7 +121,10 @@ mod tests {
         );
         assert_eq!(container_id(&line), Some(id.clone()));
         assert_eq!(container_id(&line.replace("/etc/hostname", "/data")), None);
-        assert_eq!(container_id("1 2 8:1 / /etc/hosts rw - ext4 /dev/sda rw"), None);
+        assert_eq!(
+            container_id("1 2 8:1 / /etc/hosts rw - ext4 /dev/sda rw"),
+            None
+        );
         assert_eq!(container_id(""), None);
     }
 }

@@ -24,7 +24,12 @@ pub(crate) fn path(folder: &Path, engine: &str, owner: &Owner) -> PathBuf {
 
 /// Takes the lease.
 pub(crate) fn acquire(path: &Path, owner: &Owner) -> Result<Lease> {
-    let failed = |error| Error::host(format!("the lease {} cannot be taken", path.display()), error);
+    let failed = |error| {
+        Error::host(
+            format!("the lease {} cannot be taken", path.display()),
+            error,
+        )
+    };
     let mut file = open(path).map_err(failed)?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();

@@ -53,6 +53,8 @@ mod state;
 mod stop;
 mod time;
 mod translate;
+#[cfg(test)]
+mod translate_tests;
 mod watch;
 
 pub use config::DockerConfig;

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use bollard::models::Volume;
 use serde::{Deserialize, Serialize};
 use v6_runtime::{
-    Annotations, EgressGrant, OutputKind, OutputName, Owner, ResolvedImage, RunId,
-    RunSpec, SpecDigest, StartFailure, StartFailureCause,
+    Annotations, EgressGrant, OutputKind, OutputName, Owner, ResolvedImage, RunId, RunSpec,
+    SpecDigest, StartFailure, StartFailureCause,
 };
 
 use crate::error::{Error, Result};

@@ -37,7 +37,11 @@ impl Shared {
         }
         self.stop_driver(id).await;
         let kill_at = noted.iter().chain([&asked]).filter_map(end).min();
-        let signal = if grace.is_zero() { "SIGKILL" } else { "SIGTERM" };
+        let signal = if grace.is_zero() {
+            "SIGKILL"
+        } else {
+            "SIGTERM"
+        };
         let name = self.name(id, Part::Run);
         // The container, if there is one of that name, is ours or there is none: see `look`.
         let told = look_is_live(&look) || self.look(id).await?.is_some_and(|l| look_is_live(&l));
@@ -50,7 +54,9 @@ impl Shared {
         let phase = self.look(id).await?.map(|look| look.status.phase);
         let done = match phase {
             Some(RunPhase::Finished(outcome)) if outcome != Outcome::Cancelled => {
-                self.engine.remove_volume(&self.name(id, Part::Cancelled)).await?;
+                self.engine
+                    .remove_volume(&self.name(id, Part::Cancelled))
+                    .await?;
                 Cancelled::AlreadyFinished
             }
             _ => Cancelled::Requested,

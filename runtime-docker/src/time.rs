@@ -7,14 +7,19 @@ pub(crate) fn from_engine(text: &str) -> Option<SystemTime> {
     let (date, rest) = text.split_once('T')?;
     let mut date = date.splitn(3, '-').map(str::parse::<i64>);
     let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
-    let sane = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    let sane =
+        (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
     if !sane {
         return None;
     }
     let (clock, zone) = rest.split_at(rest.find(['Z', '+', '-'])?);
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
     let mut clock = clock.splitn(3, ':').map(str::parse::<u32>);
-    let (hour, minute, second) = (clock.next()?.ok()?, clock.next()?.ok()?, clock.next()?.ok()?);
+    let (hour, minute, second) = (
+        clock.next()?.ok()?,
+        clock.next()?.ok()?,
+        clock.next()?.ok()?,
+    );
     if hour > 23 || minute > 59 || second > 60 {
         return None;
     }
@@ -37,7 +42,11 @@ fn offset(zone: &str) -> Option<i64> {
 /// Days since 1970 in the Gregorian calendar, for years from 1970.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     // Years begin in March, so that a leap day is the last one.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
     let leap_days = year / 4 - year / 100 + year / 400;
     365 * year + leap_days + (153 * month + 2) / 5 + day - 1 - 719_468
 }
@@ -66,14 +75,26 @@ mod tests {
     fn engine_times_are_read() {
         let at = |secs, nanos| Some(UNIX_EPOCH + Duration::new(secs, nanos));
         assert_eq!(from_engine("1970-01-01T00:00:00Z"), at(0, 0));
-        assert_eq!(from_engine("2000-02-29T23:59:59.5Z"), at(951_868_799, 500_000_000));
+        assert_eq!(
+            from_engine("2000-02-29T23:59:59.5Z"),
+            at(951_868_799, 500_000_000)
+        );
         assert_eq!(
             from_engine("2026-11-24T23:12:57.123456789Z"),
             at(1_795_561_977, 123_456_789)
         );
-        assert_eq!(from_engine("2026-11-25T00:12:57+01:00"), at(1_795_561_977, 0));
+        assert_eq!(
+            from_engine("2026-11-25T00:12:57+01:00"),
+            at(1_795_561_977, 0)
+        );
         assert_eq!(from_engine("0001-01-01T00:00:00Z"), None);
-        for bad in ["", "2026", "2026-11-24T", "2026-13-24T00:00:00Z", "2026-11-24T00:00:00"] {
+        for bad in [
+            "",
+            "2026",
+            "2026-11-24T",
+            "2026-13-24T00:00:00Z",
+            "2026-11-24T00:00:00",
+        ] {
             assert_eq!(from_engine(bad), None, "{bad}");
         }
     }

@@ -77,7 +77,8 @@ impl Shared {
             && let Err(error) = self.egress.open(self.owner(), id, &look.record.egress)
         {
             let error = v6_runtime::Error::from(error);
-            self.hub.notice(id, format!("its connections wait: {error}"));
+            self.hub
+                .notice(id, format!("its connections wait: {error}"));
         }
     }
 }
@@ -103,7 +104,9 @@ async fn follow(shared: Arc<Shared>) {
             kind if error.is_retryable() => kind,
             _ => v6_runtime::ErrorKind::Unavailable,
         };
-        shared.hub.failed(&v6_runtime::Error::new(kind, error.message()));
+        shared
+            .hub
+            .failed(&v6_runtime::Error::new(kind, error.message()));
         if synced {
             delay = FIRST_DELAY;
         }
@@ -114,10 +117,7 @@ async fn follow(shared: Arc<Shared>) {
 }
 
 /// One connection to the event stream, until it ends.
-async fn session(
-    shared: &Arc<Shared>,
-    synced: &mut bool,
-) -> Result<std::convert::Infallible> {
+async fn session(shared: &Arc<Shared>, synced: &mut bool) -> Result<std::convert::Infallible> {
     // Events from before the listing on, by the engine's clock: the stream begins before it.
     let info = shared.engine.info().await?;
     let now = info.system_time.as_deref().and_then(time::from_engine);
@@ -126,7 +126,9 @@ async fn session(
         ("label", record::of_owner(shared.owner())),
         (
             "event",
-            ["start", "die", "oom", "kill", "destroy"].map(str::to_owned).to_vec(),
+            ["start", "die", "oom", "kill", "destroy"]
+                .map(str::to_owned)
+                .to_vec(),
         ),
     ]));
     if let Some(now) = now {

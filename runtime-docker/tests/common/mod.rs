@@ -125,3 +125,40 @@ pub fn output(name: &str) -> OutputName {
 pub fn file(at: &str, limit: u64) -> Output {
     Output::file(path(at), bytes(limit))
 }
+
+/// Writes what the engine says about a run's container, without what is this machine's own, to
+/// where the tests of the translation read it.
+pub async fn record(bench: &Bench, id: &RunId, named: &str) {
+    use futures_util::TryStreamExt;
+    let name = bench.name(id);
+    let inspected = bench
+        .docker
+        .inspect_container(
+            &name,
+            None::<bollard::query_parameters::InspectContainerOptions>,
+        )
+        .await
+        .unwrap();
+    let options = bollard::query_parameters::DownloadFromContainerOptionsBuilder::new()
+        .path("/.v6/claim")
+        .build();
+    let archive: Vec<_> = bench
+        .docker
+        .download_from_container(&name, Some(options))
+        .try_collect()
+        .await
+        .unwrap_or_default();
+    let archive = archive.concat();
+    let mut claim = String::new();
+    if let Some(entry) = tar::Archive::new(&archive[..]).entries().unwrap().next() {
+        std::io::Read::read_to_string(&mut entry.unwrap(), &mut claim).unwrap();
+    }
+    let mut state = inspected.state.unwrap();
+    state.pid = Some(0);
+    let version = bench.docker.version().await.unwrap().version;
+    let seen = serde_json::json!({ "engine": version, "state": state, "claim": claim });
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/states");
+    std::fs::create_dir_all(&folder).unwrap();
+    let text = serde_json::to_string_pretty(&seen).unwrap() + "\n";
+    std::fs::write(folder.join(format!("{named}.json")), text).unwrap();
+}
