@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU64;
 
 use bollard::models::{
     ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum,
@@ -332,7 +333,7 @@ fn host_config(parts: &Parts<'_>) -> HostConfig {
         extra_hosts: Some(hosts.collect()),
         sysctls: Some(HashMap::from([(port_start.to_owned(), "0".to_owned())])),
         mounts: Some(mounts(parts)),
-        tmpfs: Some(tmpfs(spec, config)),
+        tmpfs: Some(tmpfs(parts)),
         shm_size: i64::try_from(config.shm_bytes.get()).ok(),
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
@@ -410,16 +411,25 @@ fn ulimits(spec: &RunSpec, config: &DockerConfig) -> Vec<ResourcesUlimits> {
     limits
 }
 
-fn tmpfs(spec: &RunSpec, config: &DockerConfig) -> HashMap<String, String> {
-    let options = |bytes: std::num::NonZeroU64| format!("exec,mode=1777,size={bytes}");
-    let mut folders = HashMap::new();
+fn tmpfs(parts: &Parts<'_>) -> HashMap<String, String> {
+    let Parts {
+        spec,
+        config,
+        image,
+        ..
+    } = parts;
+    let options = |bytes: NonZeroU64| format!("exec,mode=1777,size={bytes}");
+    let scratch = spec.resources.scratch_bytes.unwrap_or(config.scratch_bytes);
+    // What the image declares as volumes would be writable without a limit.
+    let declared = image.volumes.iter().map(|path| path.trim_end_matches('/'));
+    let ours = declared.filter(|path| ContainerPath::new(*path).is_ok());
+    let mut folders: HashMap<String, String> = ours
+        .chain([TMP])
+        .map(|path| (path.to_owned(), options(scratch)))
+        .collect();
     let targets = spec.mounts.iter().map(|mount| &mount.target);
-    let taken = targets
-        .chain(spec.outputs.values().map(|output| &output.path))
-        .any(|path| path.as_str() == TMP);
-    if !taken {
-        let bytes = spec.resources.scratch_bytes.unwrap_or(config.scratch_bytes);
-        folders.insert(TMP.to_owned(), options(bytes));
+    for target in targets.chain(spec.outputs.values().map(|output| &output.path)) {
+        folders.remove(target.as_str());
     }
     for mount in &spec.mounts {
         if let MountSource::Scratch(limit) = mount.source {

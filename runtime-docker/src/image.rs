@@ -32,6 +32,8 @@ pub(crate) struct LocalImage {
     pub(crate) cmd: Vec<String>,
     pub(crate) env: Vec<String>,
     pub(crate) workdir: String,
+    /// Folders for which the engine would make a writable volume each.
+    pub(crate) volumes: Vec<String>,
     /// As the image names it; empty is root.
     pub(crate) user: String,
 }
@@ -322,6 +324,7 @@ fn describe(found: ImageInspect) -> Option<LocalImage> {
         cmd: config.cmd.unwrap_or_default(),
         env: config.env.unwrap_or_default(),
         workdir: config.working_dir.unwrap_or_default(),
+        volumes: config.volumes.unwrap_or_default(),
         user: config.user.unwrap_or_default(),
     })
 }

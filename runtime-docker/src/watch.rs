@@ -39,7 +39,11 @@ impl Shared {
     /// Looks at a run, and passes on what is so.
     pub(crate) async fn refresh(self: &Arc<Self>, id: &RunId) -> Result<()> {
         let _lock = self.lock(id).await;
-        self.refresh_locked(id).await
+        self.refresh_locked(id).await?;
+        if self.hub.get(id).is_none() {
+            self.forget(id);
+        }
+        Ok(())
     }
 
     /// The same for a caller who has the right to change the run.

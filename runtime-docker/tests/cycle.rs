@@ -233,3 +233,65 @@ async fn wait_for(
     }
     panic!("the watch ended");
 }
+
+#[tokio::test]
+async fn an_images_own_volumes_are_bounded() {
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
+    let docker = bench.connect().await;
+    let first = id("first");
+    docker
+        .run(&first, &shell(&docker, "true").await)
+        .await
+        .unwrap();
+    docker.wait(&first).await.unwrap();
+    let name = format!("localhost/{}", bench.config.owner);
+    let options = bollard::query_parameters::CommitContainerOptionsBuilder::new()
+        .container(&bench.name(&first))
+        .repo(&name)
+        .tag("volume")
+        .build();
+    let config = bollard::models::ContainerConfig {
+        volumes: Some(vec!["/declared".to_owned()]),
+        ..Default::default()
+    };
+    bench
+        .docker
+        .commit_container(options, config)
+        .await
+        .unwrap();
+    let name = format!("{name}:volume");
+    let image = v6_runtime::ImageRef::parse(&name).unwrap();
+    let image = docker
+        .resolve(&image, v6_runtime::PullPolicy::Never)
+        .await
+        .unwrap();
+    let script = "grep -q '^tmpfs /declared tmpfs .*size=' /proc/mounts";
+    let spec = v6_runtime::RunSpec::new(image).with_command(["sh", "-c", script]);
+    let second = id("second");
+    docker.run(&second, &spec).await.unwrap();
+    let status = docker.wait(&second).await.unwrap();
+    assert_eq!(status.outcome(), Some(&Outcome::Exited(0)));
+    let seen = bench
+        .docker
+        .inspect_container(
+            &bench.name(&second),
+            None::<bollard::query_parameters::InspectContainerOptions>,
+        )
+        .await
+        .unwrap();
+    let volumes = seen.mounts.unwrap_or_default();
+    let volumes = volumes.iter().filter(|mount| mount.name.is_some());
+    assert_eq!(volumes.count(), 0);
+    for run in [&first, &second] {
+        docker.cleanup(run, Default::default()).await.unwrap();
+    }
+    let options = None::<bollard::query_parameters::RemoveImageOptions>;
+    bench
+        .docker
+        .remove_image(&name, options, None)
+        .await
+        .unwrap();
+    bench.finish(&docker).await;
+}
