@@ -39,5 +39,9 @@ async fn docker(config: &Config) -> Result<Arc<dyn Runtime>> {
         RegistryCredentials::new(registry, username, login.password.clone())
     });
     docker = docker.with_credentials(logins.collect());
-    Ok(Arc::new(DockerRuntime::connect(docker).await?))
+    let runtime = DockerRuntime::connect(docker).await?;
+    for notice in runtime.notices() {
+        tracing::warn!("{notice}");
+    }
+    Ok(Arc::new(runtime))
 }

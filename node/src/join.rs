@@ -94,7 +94,11 @@ pub async fn join_patiently(config: &Config) -> Result<Membership, JoinError> {
         match join(config).await {
             Err(error) if error.is_retryable() => {
                 let pause = pause.pause();
-                tracing::warn!(error = render(&error as &dyn StdError), ?pause, "HQ cannot be joined yet; trying again");
+                tracing::warn!(
+                    error = render(&error as &dyn StdError),
+                    ?pause,
+                    "HQ cannot be joined yet; trying again"
+                );
                 tokio::time::sleep(pause).await;
             }
             other => return other,
@@ -125,10 +129,19 @@ pub async fn join(config: &Config) -> Result<Membership, JoinError> {
         }
         (key, _) => {
             let (configured, collaboration) = (key.is_some(), collaboration.name);
-            return Err(JoinError::EncryptionMismatch { collaboration, configured });
+            return Err(JoinError::EncryptionMismatch {
+                collaboration,
+                configured,
+            });
         }
     };
-    Ok(Membership { hq, us, organization: organization.name, collaboration, codec })
+    Ok(Membership {
+        hq,
+        us,
+        organization: organization.name,
+        collaboration,
+        codec,
+    })
 }
 
 /// HQ keeps one key for each organization, and its nodes set it, as the Python node does.
@@ -136,9 +149,12 @@ async fn publish(hq: &Hq, us: &Identity, key: &PrivateKey, first: bool) -> Resul
     if first {
         tracing::info!("publishing this organization's public key at HQ");
     } else {
-        tracing::warn!("HQ has another public key for this organization; it is replaced by this node's, and what was encrypted for the other cannot be read here");
+        tracing::warn!(
+            "HQ has another public key for this organization; it is replaced by this node's, and what was encrypted for the other cannot be read here"
+        );
     }
-    hq.set_public_key(us.organization, &key.public_for_hq()).await
+    hq.set_public_key(us.organization, &key.public_for_hq())
+        .await
 }
 
 fn private_key(config: &Config) -> Result<Option<PrivateKey>, JoinError> {
@@ -146,8 +162,13 @@ fn private_key(config: &Config) -> Result<Option<PrivateKey>, JoinError> {
         Some(path) if config.encryption.enabled => path.clone(),
         _ => return Ok(None),
     };
-    let pem = std::fs::read(&path).map_err(|source| JoinError::KeyFile { path: path.clone(), source })?;
-    PrivateKey::from_pem(&pem).map(Some).map_err(|source| JoinError::Key { path, source })
+    let pem = std::fs::read(&path).map_err(|source| JoinError::KeyFile {
+        path: path.clone(),
+        source,
+    })?;
+    PrivateKey::from_pem(&pem)
+        .map(Some)
+        .map_err(|source| JoinError::Key { path, source })
 }
 
 fn http_settings(config: &Config) -> HttpSettings {

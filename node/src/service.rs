@@ -44,8 +44,13 @@ struct Serving {
 async fn serve(config: Config, stop: CancellationToken) -> Result<Serving, Failure> {
     let runtime = connect(&config).await?;
     let lease = only_one(&*runtime).await?;
-    let Membership { hq, us, organization, collaboration, codec } =
-        join_patiently(&config).await.map_err(refused)?;
+    let Membership {
+        hq,
+        us,
+        organization,
+        collaboration,
+        codec,
+    } = join_patiently(&config).await.map_err(refused)?;
     tracing::info!(node = us.node, name = us.node_name, organization, collaboration = collaboration.name,
         encrypted = collaboration.encrypted, runtime = %runtime, "joined HQ");
     // Named files that a crash has left; their outputs are still at the engine.
@@ -54,13 +59,23 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<Serving, Failu
         .await
         .map_err(|error| Failure::new(Exit::Failed, error))?;
     let data_dir = &config.runtime.data_dir;
-    let gateway = Gateway::new(hq.clone(), us.clone(), codec.clone(), data_dir, Limits::default())
-        .map_err(|error| Failure::new(Exit::Failed, error))?;
+    let gateway = Gateway::new(
+        hq.clone(),
+        us.clone(),
+        codec.clone(),
+        data_dir,
+        Limits::default(),
+    )
+    .map_err(|error| Failure::new(Exit::Failed, error))?;
     let (socket, events) = Socket::start(&hq, us.clone(), SocketSettings::default());
     let node = Arc::new(Node {
         capacity: Capacity::new(Room {
             runs: config.runtime.max_concurrent_runs,
-            cpu_milli: config.runtime.total.cpu_milli.map(|milli| milli.get().into()),
+            cpu_milli: config
+                .runtime
+                .total
+                .cpu_milli
+                .map(|milli| milli.get().into()),
             memory_bytes: config.runtime.total.memory_bytes.map(Into::into),
         }),
         tracker: Tracker::new(runtime.clone()),
@@ -76,12 +91,22 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<Serving, Failu
     let supervisor = Supervisor::take_up(node.clone()).await?;
     let (gateway, runtime) = (node.gateway.clone(), node.runtime.clone());
     tokio::spawn(async move { gateway.serve(runtime, stop).await });
-    Ok(Serving { node, supervisor, events, lease })
+    Ok(Serving {
+        node,
+        supervisor,
+        events,
+        lease,
+    })
 }
 
 impl Serving {
     async fn until(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Self { node, supervisor, events, lease } = self;
+        let Self {
+            node,
+            supervisor,
+            events,
+            lease,
+        } = self;
         let ended = tokio::select! {
             () = supervisor.serve(events, stop.clone()) => Ok(()),
             why = lease.lost() => {
@@ -89,7 +114,9 @@ impl Serving {
             }
         };
         stop.cancel();
-        tracing::info!("leaving; runs in progress go on at the engine and are taken up at the next start");
+        tracing::info!(
+            "leaving; runs in progress go on at the engine and are taken up at the next start"
+        );
         let _ = tokio::time::timeout(LEAVE_WITHIN, node.socket.close()).await;
         drop(lease);
         ended
@@ -104,7 +131,11 @@ async fn connect(config: &Config) -> Result<Arc<dyn Runtime>, Failure> {
             Ok(runtime) => return Ok(runtime),
             Err(error) if error.is_retryable() => {
                 let pause = pause.pause();
-                tracing::warn!(error = render(&error), ?pause, "the container engine cannot be used yet; trying again");
+                tracing::warn!(
+                    error = render(&error),
+                    ?pause,
+                    "the container engine cannot be used yet; trying again"
+                );
                 tokio::time::sleep(pause).await;
             }
             Err(error) => return Err(error.into()),

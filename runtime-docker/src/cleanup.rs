@@ -69,10 +69,8 @@ impl Shared {
         self.settle(id);
         let labels = record::of_run(self.owner(), id);
         let mut first = self.egress.remove(self.owner(), id).err();
-        let (containers, volumes) = tokio::try_join!(
-            self.engine.containers(labels),
-            self.volumes_of(id)
-        )?;
+        let (containers, volumes) =
+            tokio::try_join!(self.engine.containers(labels), self.volumes_of(id))?;
         for container in containers {
             let labels = container.labels.unwrap_or_default();
             let names = container.names.unwrap_or_default();

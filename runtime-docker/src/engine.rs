@@ -44,7 +44,8 @@ impl Engine {
         step: &'static str,
         call: impl Future<Output = Result<T, bollard::errors::Error>> + Send,
     ) -> Result<T> {
-        bounded(step, self.limit, call).await
+        // The client's futures have some 10 KiB, which every future around them would carry.
+        bounded(step, self.limit, Box::pin(call)).await
     }
 
     pub(crate) async fn info(&self) -> Result<SystemInfo> {
@@ -116,8 +117,7 @@ impl Engine {
         body: ContainerCreateBody,
     ) -> Result<String> {
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        // The body alone has some 10 KiB, which every future around this one would carry.
-        let call = Box::pin(self.docker.create_container(Some(options), body));
+        let call = self.docker.create_container(Some(options), body);
         Ok(self.call("making a container", call).await?.id)
     }
 

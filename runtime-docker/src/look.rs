@@ -33,6 +33,9 @@ struct Volumes {
     marks: Marks,
 }
 
+/// How long the news of an out-of-memory kill may be later than that of the end.
+const LATE_NEWS: std::time::Duration = std::time::Duration::from_secs(1);
+
 impl Shared {
     /// Looks at one run; `None` if there is no record.
     pub(crate) async fn look(&self, id: &RunId) -> Result<Option<Look>> {
@@ -91,7 +94,10 @@ impl Shared {
             };
             self.judge(volumes, container).await
         });
-        Ok(stream::iter(looks).buffer_unordered(AT_ONCE).collect().await)
+        Ok(stream::iter(looks)
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await)
     }
 
     /// Puts records and marks together, by run. An unreadable record is an error in its place.
@@ -112,10 +118,7 @@ impl Shared {
             for (part, mark) in noted {
                 marks.add(part, &mark.labels, &record);
             }
-            Ok(Volumes {
-                record,
-                marks,
-            })
+            Ok(Volumes { record, marks })
         };
         records.into_iter().map(put_together).collect()
     }
@@ -136,6 +139,12 @@ impl Shared {
                 marks = fresh.marks;
             }
         }
+        let container = match container {
+            Some(container) if marks.cancelled.is_none() && marks.deadline.is_none() => {
+                Some(Box::pin(self.with_late_news(container)).await?)
+            }
+            other => other,
+        };
         let mut driven = self.pending(&record.id);
         let mut files = false;
         let mut claim = None;
@@ -171,6 +180,29 @@ impl Shared {
             marks,
             container,
         })
+    }
+
+    /// The engine hears of the kernel's out-of-memory kill by another way than of the end, and
+    /// sometimes after it: seen with Docker 20.10 on a busy machine. A kill that nothing explains
+    /// yet is looked at again for a moment.
+    async fn with_late_news(
+        &self,
+        mut container: ContainerInspectResponse,
+    ) -> Result<ContainerInspectResponse> {
+        let Some(id) = container.id.clone() else {
+            return Ok(container);
+        };
+        let since = tokio::time::Instant::now();
+        while translate::may_be_out_of_memory(&container, SystemTime::now())
+            && since.elapsed() < LATE_NEWS
+        {
+            tokio::time::sleep(LATE_NEWS / 20).await;
+            match self.engine.container(&id).await? {
+                Some(fresh) => container = fresh,
+                None => break,
+            }
+        }
+        Ok(container)
     }
 
     /// Whether a container of the right name belongs to this attempt.

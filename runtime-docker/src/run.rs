@@ -120,6 +120,8 @@ impl Shared {
                 }
             }
             self.remove_all(&record.id).await?;
+            // That has settled what was pending, too.
+            self.set_pending(&record.id, Some(Pending::Accepted));
         }
         Err(stranger("container", files))
     }

@@ -67,6 +67,20 @@ impl fmt::Display for DockerRuntime {
     }
 }
 
+/// Carries out a change to its end, also if the caller's future is dropped on the way: the engine
+/// does what it was asked even if nobody waits for the answer, and the next call must not meet it
+/// half done. It holds the run's lock meanwhile.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(error) => {
+            Err(Error::new(ErrorKind::Unexpected, "the call broke off").with_source(error))
+        }
+    }
+}
+
 /// Says what was being done, and for which run.
 fn told<T>(
     result: std::result::Result<T, impl Into<Error>>,
@@ -107,11 +121,16 @@ impl Runtime for DockerRuntime {
             ("kernel", info.kernel_version),
             ("system", info.operating_system),
             ("architecture", info.architecture),
-            ("cgroup", info.cgroup_version.map(|version| version.to_string())),
+            (
+                "cgroup",
+                info.cgroup_version.map(|version| version.to_string()),
+            ),
             ("storage", info.driver),
             ("folder", info.docker_root_dir),
         ];
-        let known = facts.into_iter().filter_map(|(name, fact)| Some((name.to_owned(), fact?)));
+        let known = facts
+            .into_iter()
+            .filter_map(|(name, fact)| Some((name.to_owned(), fact?)));
         said.facts.extend(known);
         Ok(said)
     }
@@ -121,7 +140,11 @@ impl Runtime for DockerRuntime {
     }
 
     async fn acquire(&self) -> Result<Lease> {
-        told(lease::acquire(&self.shared.lease, self.owner()), "acquire", None)
+        told(
+            lease::acquire(&self.shared.lease, self.owner()),
+            "acquire",
+            None,
+        )
     }
 
     async fn resolve(&self, image: &ImageRef, policy: PullPolicy) -> Result<ResolvedImage> {
@@ -151,7 +174,9 @@ impl Runtime for DockerRuntime {
     }
 
     async fn run(&self, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
-        told(Box::pin(self.shared.run(id, spec)).await, "run", Some(id))
+        let (shared, run, spec) = (self.shared.clone(), id.clone(), spec.clone());
+        let accepted = whole(async move { Box::pin(shared.run(&run, &spec)).await });
+        told(accepted.await, "run", Some(id))
     }
 
     async fn status(&self, id: &RunId) -> Result<RunStatus> {
@@ -197,7 +222,9 @@ impl Runtime for DockerRuntime {
         let (shared, id, output) = (self.shared.clone(), id.clone(), output.clone());
         let bytes = async move {
             let failed = |kind, message: String| {
-                Err(Error::new(kind, message).with_run(&id).with_operation("collect"))
+                Err(Error::new(kind, message)
+                    .with_run(&id)
+                    .with_operation("collect"))
             };
             let look = told(shared.look(&id).await, "collect", Some(&id))?;
             let look = look.ok_or_else(|| Error::no_such_run(&id).with_operation("collect"))?;
@@ -211,7 +238,10 @@ impl Runtime for DockerRuntime {
             let ran = state.is_some_and(translate::was_started);
             let container = look.container.as_ref().and_then(|c| c.id.clone());
             let Some(container) = container.filter(|_| ran) else {
-                return failed(ErrorKind::NotFound, "its program never ran, or its container is gone".into());
+                return failed(
+                    ErrorKind::NotFound,
+                    "its program never ran, or its container is gone".into(),
+                );
             };
             let (docker, path) = (shared.engine.docker.clone(), collected_at(stored.index));
             let limit = stored.limit.get();
@@ -236,10 +266,22 @@ impl Runtime for DockerRuntime {
     }
 
     async fn cancel(&self, id: &RunId, options: CancelOptions) -> Result<Cancelled> {
-        told(Box::pin(self.shared.cancel(id, options)).await, "cancel", Some(id))
+        let (shared, run) = (self.shared.clone(), id.clone());
+        let told_it = whole(async move {
+            Box::pin(shared.cancel(&run, options))
+                .await
+                .map_err(Error::from)
+        });
+        told(told_it.await, "cancel", Some(id))
     }
 
     async fn cleanup(&self, id: &RunId, options: CleanupOptions) -> Result<CleanedUp> {
-        told(self.shared.cleanup(id, options).await, "cleanup", Some(id))
+        let (shared, run) = (self.shared.clone(), id.clone());
+        let removed = whole(async move {
+            Box::pin(shared.cleanup(&run, options))
+                .await
+                .map_err(Error::from)
+        });
+        told(removed.await, "cleanup", Some(id))
     }
 }

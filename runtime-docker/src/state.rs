@@ -135,7 +135,12 @@ impl Shared {
     }
 
     /// Keeps the task that kills a run at `at`, made by `task`, unless one does so earlier.
-    pub(crate) fn set_stopper(&self, id: &RunId, at: SystemTime, task: impl FnOnce() -> AbortHandle) {
+    pub(crate) fn set_stopper(
+        &self,
+        id: &RunId,
+        at: SystemTime,
+        task: impl FnOnce() -> AbortHandle,
+    ) {
         let mut runs = self.live();
         let live = runs.entry(id.clone()).or_default();
         if let Some((earlier, task)) = &live.stopper
@@ -174,7 +179,10 @@ impl Shared {
         self.settle(id);
         let mut runs = self.live();
         // One count is the map's, one the caller's.
-        if runs.get(id).is_some_and(|live| Arc::strong_count(&live.lock) <= 2) {
+        if runs
+            .get(id)
+            .is_some_and(|live| Arc::strong_count(&live.lock) <= 2)
+        {
             runs.remove(id);
         }
     }

@@ -1,6 +1,6 @@
 //! What the engine says about a container, in the contract's words. Pure.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum};
 use v6_helper::{Claim, End, NotStarted};
@@ -135,7 +135,9 @@ pub(crate) fn wants_claim(record: &Record, container: &ContainerInspectResponse)
     let ended = !is_live(state) && was_started(state);
     let late = || {
         let finished = finished(state);
-        record.deadline.is_some_and(|deadline| finished >= Some(deadline))
+        record
+            .deadline
+            .is_some_and(|deadline| finished >= Some(deadline))
     };
     ended && (state.exit_code.is_none_or(|code| code >= 125) || late())
 }
@@ -196,6 +198,19 @@ pub(crate) fn is_live(state: &ContainerState) -> bool {
         Some(S::CREATED | S::EXITED | S::DEAD) => false,
         _ => state.running == Some(true),
     }
+}
+
+/// Whether the program was killed just now, and why may still become known.
+pub(crate) fn may_be_out_of_memory(container: &ContainerInspectResponse, now: SystemTime) -> bool {
+    const JUST_NOW: Duration = Duration::from_secs(3);
+    let Some(state) = &container.state else {
+        return false;
+    };
+    let finished = state.finished_at.as_deref().and_then(time::from_engine);
+    has_ended(container)
+        && state.exit_code == Some(137)
+        && state.oom_killed != Some(true)
+        && finished.is_some_and(|finished| now < finished + JUST_NOW)
 }
 
 /// Whether a container has run and runs no more.

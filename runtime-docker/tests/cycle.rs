@@ -17,7 +17,9 @@ use v6_runtime::{
 
 #[tokio::test]
 async fn files_go_in_and_out() {
-    let Some(bench) = Bench::new().await else { return };
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
     let docker = bench.connect().await;
     let script = "cat /in/plain /in/secret /in/stream > /data/out && echo -n $SECRET >> /data/out \
                   && mkdir -p /work/sub && echo -n made > /work/sub/new && cat /work/deep/seed >&2 \
@@ -27,13 +29,25 @@ async fn files_go_in_and_out() {
     let spec = shell(&docker, script)
         .await
         .with_env("SECRET", Secret::new("s3cr3t"))
-        .with_mount(given(MountSource::Inline(Bytes::from_static(b"plain ")), "/in/plain"))
-        .with_mount(given(MountSource::Secret(Secret::new("secret ")), "/in/secret"))
+        .with_mount(given(
+            MountSource::Inline(Bytes::from_static(b"plain ")),
+            "/in/plain",
+        ))
+        .with_mount(given(
+            MountSource::Secret(Secret::new("secret ")),
+            "/in/secret",
+        ))
         .with_mount(given(MountSource::Stream(stream), "/in/stream"))
-        .with_mount(given(MountSource::Inline(Bytes::from_static(b"ro")), "/work/sub2/read"))
+        .with_mount(given(
+            MountSource::Inline(Bytes::from_static(b"ro")),
+            "/work/sub2/read",
+        ))
         .with_mount(
-            given(MountSource::Inline(Bytes::from_static(b"seed")), "/work/deep/seed")
-                .with_access(Access::ReadWrite),
+            given(
+                MountSource::Inline(Bytes::from_static(b"seed")),
+                "/work/deep/seed",
+            )
+            .with_access(Access::ReadWrite),
         )
         .with_output(output("result"), file("/data/out", 1000))
         .with_output(output("work"), Output::folder(path("/work"), bytes(10_000)));
@@ -43,10 +57,20 @@ async fn files_go_in_and_out() {
     let status = docker.wait(&id).await.unwrap();
     let logs = docker.logs_bytes(&id, 100_000).await.unwrap();
     let logs = String::from_utf8_lossy(&logs).into_owned();
-    assert_eq!(status.phase, RunPhase::Finished(Outcome::Exited(0)), "{logs}");
-    let result = docker.collect_bytes(&id, &output("result"), 1000).await.unwrap();
+    assert_eq!(
+        status.phase,
+        RunPhase::Finished(Outcome::Exited(0)),
+        "{logs}"
+    );
+    let result = docker
+        .collect_bytes(&id, &output("result"), 1000)
+        .await
+        .unwrap();
     assert_eq!(result, "plain secret strs3cr3t", "{logs}");
-    let folder = docker.collect_bytes(&id, &output("work"), 100_000).await.unwrap();
+    let folder = docker
+        .collect_bytes(&id, &output("work"), 100_000)
+        .await
+        .unwrap();
     let mut archive = tar::Archive::new(&folder[..]);
     let names: Vec<String> = archive
         .entries()
@@ -57,14 +81,22 @@ async fn files_go_in_and_out() {
         assert!(names.iter().any(|name| name == wanted), "{names:?}");
     }
     assert!(!names.iter().any(|name| name == "sub2/read"), "{names:?}");
-    assert_eq!(docker.cleanup(&id, Default::default()).await.unwrap(), CleanedUp::Removed);
-    assert_eq!(docker.cleanup(&id, Default::default()).await.unwrap(), CleanedUp::Absent);
+    assert_eq!(
+        docker.cleanup(&id, Default::default()).await.unwrap(),
+        CleanedUp::Removed
+    );
+    assert_eq!(
+        docker.cleanup(&id, Default::default()).await.unwrap(),
+        CleanedUp::Absent
+    );
     bench.finish(&docker).await;
 }
 
 #[tokio::test]
 async fn ends_are_told_apart() {
-    let Some(bench) = Bench::new().await else { return };
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
     let docker = bench.connect().await;
     let base = shell(&docker, "true").await;
     let sh = |text: &str| base.clone().with_command(["sh", "-c", text]);
@@ -93,11 +125,18 @@ async fn ends_are_told_apart() {
     for (name, _, wanted) in &cases {
         let status = docker.wait(&id(name)).await.unwrap();
         assert_eq!(status.outcome(), Some(wanted), "{name}");
-        assert!(status.started <= status.finished && status.started.is_some(), "{name}");
+        assert!(
+            status.started <= status.finished && status.started.is_some(),
+            "{name}"
+        );
     }
     for (name, command, wanted) in [
         ("absent", "/no/such", StartFailureCause::CommandNotFound),
-        ("text", "/etc/passwd", StartFailureCause::CommandNotExecutable),
+        (
+            "text",
+            "/etc/passwd",
+            StartFailureCause::CommandNotExecutable,
+        ),
     ] {
         let spec = base.clone().with_command([command]);
         docker.run(&id(name), &spec).await.unwrap();
@@ -113,7 +152,9 @@ async fn ends_are_told_apart() {
 
 #[tokio::test]
 async fn cancelled_in_each_phase() {
-    let Some(bench) = Bench::new().await else { return };
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
     let docker = bench.connect().await;
     let stubborn = shell(&docker, "trap '' TERM; echo up; while :; do sleep 1; done").await;
     let run = id("stubborn");
@@ -122,27 +163,47 @@ async fn cancelled_in_each_phase() {
     drop(log);
     wait_for(&docker, &run, |phase| *phase == RunPhase::Running).await;
     let grace = CancelOptions::default().with_grace(Duration::from_millis(500));
-    assert_eq!(docker.cancel(&run, grace.clone()).await.unwrap(), Cancelled::Requested);
+    assert_eq!(
+        docker.cancel(&run, grace.clone()).await.unwrap(),
+        Cancelled::Requested
+    );
     let status = docker.wait(&run).await.unwrap();
     assert_eq!(status.outcome(), Some(&Outcome::Cancelled));
-    assert_eq!(docker.cancel(&run, grace.clone()).await.unwrap(), Cancelled::AlreadyFinished);
+    assert_eq!(
+        docker.cancel(&run, grace.clone()).await.unwrap(),
+        Cancelled::AlreadyFinished
+    );
 
     let early = id("early");
     docker.run(&early, &stubborn).await.unwrap();
     docker.cancel(&early, grace.clone()).await.unwrap();
-    assert_eq!(docker.wait(&early).await.unwrap().outcome(), Some(&Outcome::Cancelled));
+    assert_eq!(
+        docker.wait(&early).await.unwrap().outcome(),
+        Some(&Outcome::Cancelled)
+    );
 
     let over = id("over");
-    docker.run(&over, &shell(&docker, "exit 3").await).await.unwrap();
+    docker
+        .run(&over, &shell(&docker, "exit 3").await)
+        .await
+        .unwrap();
     docker.wait(&over).await.unwrap();
-    assert_eq!(docker.cancel(&over, grace).await.unwrap(), Cancelled::AlreadyFinished);
-    assert_eq!(docker.status(&over).await.unwrap().outcome(), Some(&Outcome::Exited(3)));
+    assert_eq!(
+        docker.cancel(&over, grace).await.unwrap(),
+        Cancelled::AlreadyFinished
+    );
+    assert_eq!(
+        docker.status(&over).await.unwrap().outcome(),
+        Some(&Outcome::Exited(3))
+    );
     bench.finish(&docker).await;
 }
 
 #[tokio::test]
 async fn connections_are_handed_over() {
-    let Some(bench) = Bench::new().await else { return };
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
     let docker = bench.connect().await;
     let grant = |name: &str, host: &str, port| {
         EgressGrant::new(GrantName::new(name).unwrap(), host, port).unwrap()
@@ -158,7 +219,10 @@ async fn connections_are_handed_over() {
     let mut connections = docker.connections();
     for (name, said) in [("db", "ping\n"), ("other", "pong\n")] {
         let mut connection = connections.next().await.unwrap().unwrap();
-        assert_eq!((&connection.run, connection.grant.name.as_str()), (&run, name));
+        assert_eq!(
+            (&connection.run, connection.grant.name.as_str()),
+            (&run, name)
+        );
         let mut heard = vec![0; said.len()];
         connection.io.read_exact(&mut heard).await.unwrap();
         assert_eq!(heard, said.as_bytes());
@@ -174,7 +238,9 @@ async fn connections_are_handed_over() {
 
 #[tokio::test]
 async fn another_value_goes_on() {
-    let Some(bench) = Bench::new().await else { return };
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
     let docker = bench.connect().await;
     let spec = shell(&docker, "sleep 2; exit 5").await;
     let run = id("adopted");
@@ -185,15 +251,23 @@ async fn another_value_goes_on() {
     let listed: Vec<_> = docker.list().try_collect().await.unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!(docker.run(&run, &spec).await.unwrap(), Accepted::Adopted);
-    assert_eq!(docker.wait(&run).await.unwrap().outcome(), Some(&Outcome::Exited(5)));
+    assert_eq!(
+        docker.wait(&run).await.unwrap().outcome(),
+        Some(&Outcome::Exited(5))
+    );
     let other = shell(&docker, "exit 6").await;
-    assert_eq!(docker.run(&run, &other).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        docker.run(&run, &other).await.unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
     bench.finish(&docker).await;
 }
 
 #[tokio::test]
 async fn strangers_are_spared() {
-    let Some(bench) = Bench::new().await else { return };
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
     let docker = bench.connect().await;
     let run = id("taken");
     let volume = bollard::models::VolumeCreateRequest {
@@ -204,12 +278,18 @@ async fn strangers_are_spared() {
     let spec = shell(&docker, "true").await;
     let error = docker.run(&run, &spec).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
-    assert_eq!(docker.cleanup(&run, Default::default()).await.unwrap(), CleanedUp::Absent);
+    assert_eq!(
+        docker.cleanup(&run, Default::default()).await.unwrap(),
+        CleanedUp::Absent
+    );
     let name = bench.name(&run);
     bench.docker.inspect_volume(&name).await.unwrap();
     bench
         .docker
-        .remove_volume(&name, None::<bollard::query_parameters::RemoveVolumeOptions>)
+        .remove_volume(
+            &name,
+            None::<bollard::query_parameters::RemoveVolumeOptions>,
+        )
         .await
         .unwrap();
     bench.finish(&docker).await;

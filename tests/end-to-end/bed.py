@@ -116,10 +116,10 @@ class Node:
     def command(self, verb: str, *options: str) -> list[str]:
         return [os.environ["V6_NODE"], verb, "--config", str(self.config), *options]
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command("start", "--runtime", "docker"), env=self.environment,
+                self.command("start", "--runtime", "docker", *options), env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def alive(self) -> bool:

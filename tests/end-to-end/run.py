@@ -60,12 +60,13 @@ def main() -> int:
 
     import cases
     import test_bad_input
+    import test_in_container
     import test_main_job
     import test_restart
 
     suite = unittest.TestSuite(
         unittest.defaultTestLoader.loadTestsFromModule(module)
-        for module in (test_main_job, test_bad_input, test_restart))
+        for module in (test_main_job, test_bad_input, test_restart, test_in_container))
     code = 1
     try:
         code = cases.run(chosen(suite, words))

@@ -127,7 +127,10 @@ async fn run(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::Check(args) => {
             start_log(Level::WARN)?;
-            check::run(args, &environment, async |config| remote_probes(config).await).await
+            check::run(args, &environment, async |config| {
+                remote_probes(config).await
+            })
+            .await
         }
         Command::Runs(args) => {
             start_log(Level::WARN)?;

@@ -5,7 +5,10 @@ use std::time::SystemTime;
 
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
-use v6_runtime::{CancelOptions, Cancelled, ErrorKind, LogOptions, LogStream, Outcome, Pending, RunId, RunPhase, RunStatus};
+use v6_runtime::{
+    CancelOptions, Cancelled, ErrorKind, LogOptions, LogStream, Outcome, Pending, RunId, RunPhase,
+    RunStatus,
+};
 
 use super::node_args::NodeArgs;
 use super::{Exit, Failure};
@@ -140,7 +143,10 @@ pub async fn list(args: &ListArgs, environment: &Environment) -> Result<Exit, Fa
 fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
     let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let text = |t: &Option<String>| t.clone().unwrap_or_else(|| "-".to_owned());
-    let heads = ["RUN", "TASK", "ACTION", "METHOD", "STATE", "STARTED", "IMAGE"].map(str::to_owned);
+    let heads = [
+        "RUN", "TASK", "ACTION", "METHOD", "STATE", "STARTED", "IMAGE",
+    ]
+    .map(str::to_owned);
     let lines = rows.iter().map(|row| {
         [
             number(row.run),
@@ -160,8 +166,11 @@ fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
         }
     }
     for line in &lines {
-        let cells: Vec<String> =
-            line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = line
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         writeln!(out, "{}", cells.join("  ").trim_end())?;
     }
     Ok(())
@@ -205,16 +214,26 @@ pub async fn kill(args: &KillArgs, environment: &Environment) -> Result<Exit, Fa
         options = options.with_grace(std::time::Duration::ZERO);
     }
     let begun = SystemTime::now();
-    let cancelled = runtime.cancel(&id, options).await.map_err(|error| named(args.run, error))?;
+    let cancelled = runtime
+        .cancel(&id, options)
+        .await
+        .map_err(|error| named(args.run, error))?;
     let line = match cancelled {
         Cancelled::Requested => {
             // Staying until the end keeps the promise of the grace also while no node runs.
             let ended = v6_runtime::RuntimeExt::wait(&*runtime, &id).await;
             let took = begun.elapsed().unwrap_or_default();
             match ended {
-                Ok(status) => format!("run {} is over after {:.1} s: {}", args.run, took.as_secs_f32(), state(&status.phase)),
+                Ok(status) => format!(
+                    "run {} is over after {:.1} s: {}",
+                    args.run,
+                    took.as_secs_f32(),
+                    state(&status.phase)
+                ),
                 // The node has reported and removed it already.
-                Err(error) if error.kind() == ErrorKind::NotFound => format!("run {} is over and gone", args.run),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    format!("run {} is over and gone", args.run)
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -226,7 +245,8 @@ pub async fn kill(args: &KillArgs, environment: &Environment) -> Result<Exit, Fa
 
 fn named(run: i64, error: v6_runtime::Error) -> Failure {
     if error.kind() == ErrorKind::NotFound {
-        let message = format!("this node has no run {run} at the engine; `v6-node runs` lists what it has");
+        let message =
+            format!("this node has no run {run} at the engine; `v6-node runs` lists what it has");
         return Failure::new(Exit::Failed, message);
     }
     error.into()

@@ -26,8 +26,8 @@ pub use environment::Environment;
 pub use problem::{Notice, Origin, Problem, Problems, Weight};
 use reader::{Context, Fault, Field, Section};
 pub use types::{
-    Config, Encryption, Hq, ImageException, Keycloak, Proxy, RegistryLogin, RunLimits,
-    Runtime, RuntimeKind, Total,
+    Config, Encryption, Hq, ImageException, Keycloak, Proxy, RegistryLogin, RunLimits, Runtime,
+    RuntimeKind, Total,
 };
 
 use crate::secret::Secret;

@@ -62,7 +62,10 @@ fn the_sample_is_read_in_full() {
     assert_eq!(runtime.run.cpu_milli.get(), 2000);
     assert_eq!(runtime.run.memory_bytes.get(), 4 << 30);
     assert_eq!(runtime.total.memory_bytes.unwrap().get(), 24 << 30);
-    assert_eq!(runtime.egress[&crate::hq::Action::DataExtraction][0].port, 443);
+    assert_eq!(
+        runtime.egress[&crate::hq::Action::DataExtraction][0].port,
+        443
+    );
     assert!(runtime.images[0].run_as_image && runtime.images[0].writable_root);
     assert_eq!(config.notices, []);
 }

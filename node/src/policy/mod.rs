@@ -125,7 +125,9 @@ impl Policies {
     pub fn lists_store(&self, url: &str) -> bool {
         let bare = url.trim_end_matches('/');
         self.allowed_stores.iter().any(|entry| {
-            entry.matches(bare) || entry.matches(url) || entry.as_str().trim_end_matches('/') == bare
+            entry.matches(bare)
+                || entry.matches(url)
+                || entry.as_str().trim_end_matches('/') == bare
         })
     }
 
@@ -221,11 +223,17 @@ impl Policies {
         };
         let url = store.url.trim_end_matches('/');
         if !self.lists_store(store.url) {
-            Err(format!("this node does not allow the algorithm store {url}"))
+            Err(format!(
+                "this node does not allow the algorithm store {url}"
+            ))
         } else if !store.confirms {
-            Err(format!("the algorithm store {url} does not confirm the image as approved"))
+            Err(format!(
+                "the algorithm store {url} does not confirm the image as approved"
+            ))
         } else {
-            Ok(format!("the algorithm store {url} is in allowed_algorithm_stores and confirms the image"))
+            Ok(format!(
+                "the algorithm store {url} is in allowed_algorithm_stores and confirms the image"
+            ))
         }
     }
 }

@@ -48,8 +48,16 @@ impl Capacity {
     /// All of this room, unused.
     #[must_use]
     pub fn new(room: Room) -> Self {
-        let used = Share { cpu_milli: 0, memory_bytes: 0 };
-        Self(Arc::new(Mutex::new(State { room, runs: 0, used, queue: VecDeque::new() })))
+        let used = Share {
+            cpu_milli: 0,
+            memory_bytes: 0,
+        };
+        Self(Arc::new(Mutex::new(State {
+            room,
+            runs: 0,
+            used,
+            queue: VecDeque::new(),
+        })))
     }
 
     /// Waits for room. A run that asks for more than there is in all gets it when nothing else
@@ -75,13 +83,20 @@ impl Capacity {
     pub fn take(&self, share: Share) -> Permit {
         let mut state = self.state();
         state.add(share);
-        Permit { capacity: self.clone(), share }
+        Permit {
+            capacity: self.clone(),
+            share,
+        }
     }
 
     /// How many runs wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.state().queue.iter().filter(|(_, give)| !give.is_closed()).count()
+        self.state()
+            .queue
+            .iter()
+            .filter(|(_, give)| !give.is_closed())
+            .count()
     }
 
     fn hand_out(&self) {
@@ -89,13 +104,23 @@ impl Capacity {
             let (give, permit) = {
                 let mut state = self.state();
                 state.queue.retain(|(_, give)| !give.is_closed());
-                let Some((share, _)) = state.queue.front() else { return };
+                let Some((share, _)) = state.queue.front() else {
+                    return;
+                };
                 if !state.fits(*share) {
                     return;
                 }
-                let Some((share, give)) = state.queue.pop_front() else { return };
+                let Some((share, give)) = state.queue.pop_front() else {
+                    return;
+                };
                 state.add(share);
-                (give, Permit { capacity: self.clone(), share })
+                (
+                    give,
+                    Permit {
+                        capacity: self.clone(),
+                        share,
+                    },
+                )
             };
             // If the receiver has gone, the permit is dropped here, with the lock free.
             drop(give.send(permit));
@@ -115,7 +140,11 @@ impl State {
         self.runs == 0
             || self.runs < self.room.runs
                 && within(self.used.cpu_milli, share.cpu_milli, self.room.cpu_milli)
-                && within(self.used.memory_bytes, share.memory_bytes, self.room.memory_bytes)
+                && within(
+                    self.used.memory_bytes,
+                    share.memory_bytes,
+                    self.room.memory_bytes,
+                )
     }
 
     fn add(&mut self, share: Share) {
@@ -139,14 +168,19 @@ impl Drop for Permit {
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit").field("share", &self.share).finish_non_exhaustive()
+        f.debug_struct("Permit")
+            .field("share", &self.share)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Capacity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
-        f.debug_struct("Capacity").field("runs", &state.runs).field("used", &state.used).finish_non_exhaustive()
+        f.debug_struct("Capacity")
+            .field("runs", &state.runs)
+            .field("used", &state.used)
+            .finish_non_exhaustive()
     }
 }
 
@@ -156,11 +190,18 @@ mod tests {
     use futures_util::FutureExt;
 
     fn share(cpu_milli: u64) -> Share {
-        Share { cpu_milli, memory_bytes: 1 }
+        Share {
+            cpu_milli,
+            memory_bytes: 1,
+        }
     }
 
     fn capacity(runs: usize, cpu_milli: u64) -> Capacity {
-        Capacity::new(Room { runs, cpu_milli: Some(cpu_milli), memory_bytes: None })
+        Capacity::new(Room {
+            runs,
+            cpu_milli: Some(cpu_milli),
+            memory_bytes: None,
+        })
     }
 
     #[tokio::test]
@@ -195,7 +236,10 @@ mod tests {
     #[tokio::test]
     async fn too_large_for_the_room_runs_alone() {
         let capacity = capacity(4, 1000);
-        let alone = capacity.acquire(share(5000)).now_or_never().expect("nothing else runs");
+        let alone = capacity
+            .acquire(share(5000))
+            .now_or_never()
+            .expect("nothing else runs");
         assert!(capacity.acquire(share(1)).now_or_never().is_none());
         drop(alone);
         assert!(capacity.acquire(share(1)).now_or_never().is_some());

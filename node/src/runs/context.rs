@@ -92,7 +92,10 @@ impl RunContext {
             method: run.task.method.clone(),
             image: run.task.image.clone(),
             session: run.task.session,
-            dataframe: dataframe.map(|df| DataframeTarget { id: df.id, name: df.name.clone() }),
+            dataframe: dataframe.map(|df| DataframeTarget {
+                id: df.id,
+                name: df.name.clone(),
+            }),
             destinations: Vec::new(),
             share_logs,
             output_limit,
@@ -119,7 +122,10 @@ impl RunContext {
     /// Where a grant leads.
     #[must_use]
     pub fn destination(&self, grant: &GrantName) -> Option<&Target> {
-        self.destinations.iter().find(|d| d.grant == *grant).map(|d| &d.to)
+        self.destinations
+            .iter()
+            .find(|d| d.grant == *grant)
+            .map(|d| &d.to)
     }
 
     /// The context as annotations.
@@ -128,7 +134,11 @@ impl RunContext {
     /// [`ErrorKind::Unexpected`] if it cannot be written.
     pub fn to_annotations(&self) -> Result<Annotations, Error> {
         let json = serde_json::to_string(self).map_err(|error| {
-            Error::new(ErrorKind::Unexpected, "the run's context could not be written").with_source(error)
+            Error::new(
+                ErrorKind::Unexpected,
+                "the run's context could not be written",
+            )
+            .with_source(error)
         })?;
         Ok([(KEY, json)].into_iter().collect())
     }
@@ -139,11 +149,16 @@ impl RunContext {
     /// [`ErrorKind::Protocol`] if there is none, or a newer node wrote it.
     pub fn from_annotations(annotations: &Annotations) -> Result<Self, Error> {
         let bad = |why: &str| Error::new(ErrorKind::Protocol, why);
-        let json = annotations.get(KEY).ok_or_else(|| bad("the run's record has no context of a vantage6 run"))?;
-        let context: Self = serde_json::from_str(json)
-            .map_err(|error| bad("the context in the run's record cannot be read").with_source(error))?;
+        let json = annotations
+            .get(KEY)
+            .ok_or_else(|| bad("the run's record has no context of a vantage6 run"))?;
+        let context: Self = serde_json::from_str(json).map_err(|error| {
+            bad("the context in the run's record cannot be read").with_source(error)
+        })?;
         if context.version != VERSION {
-            return Err(bad("the context in the run's record is of another version of v6-node"));
+            return Err(bad(
+                "the context in the run's record is of another version of v6-node",
+            ));
         }
         Ok(context)
     }

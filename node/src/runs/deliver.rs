@@ -3,14 +3,16 @@
 
 use std::time::SystemTime;
 
-use v6_runtime::{CleanupOptions, Error, ErrorKind, Outcome, OutputName, RunStatus as EngineStatus};
+use v6_runtime::{
+    CleanupOptions, Error, ErrorKind, Outcome, OutputName, RunStatus as EngineStatus,
+};
 
 use super::context::RunContext;
 use super::logs;
+use super::sessions::{self, NotKept};
 use super::shared::{Node, patience};
 use super::spec::RESULT;
 use super::spool::{self, Spool};
-use super::sessions::{self, NotKept};
 use super::verdict::{Printed, Verdict};
 use crate::cli::render;
 use crate::crypto::{CryptoError, ResultEncoder};
@@ -25,7 +27,10 @@ struct Report {
 /// Brings a finished run to HQ and removes it.
 pub async fn deliver(node: &Node, context: &RunContext, ended: &EngineStatus) {
     let id = context.run_id();
-    let outcome = ended.outcome().cloned().unwrap_or_else(|| Outcome::Lost("it has no end".into()));
+    let outcome = ended
+        .outcome()
+        .cloned()
+        .unwrap_or_else(|| Outcome::Lost("it has no end".into()));
     let report = harvest(node, context, &outcome).await;
     let printed = match ended.started {
         Some(_) => logs::whole(node, context, &id).await,
@@ -35,7 +40,11 @@ pub async fn deliver(node: &Node, context: &RunContext, ended: &EngineStatus) {
     tracing::info!(run = context.run, task = context.task, verdict = %report.verdict, "the run is over");
     if let Some(ended) = ended.finished.and_then(|at| at.elapsed().ok()) {
         let milliseconds = ended.as_secs_f64() * 1e3;
-        tracing::debug!(run = context.run, milliseconds, "since the algorithm's end, by the engine's clock");
+        tracing::debug!(
+            run = context.run,
+            milliseconds,
+            "since the algorithm's end, by the engine's clock"
+        );
     }
     let log = report.verdict.log(&printed);
     let finished = ended.finished.unwrap_or_else(SystemTime::now);
@@ -49,25 +58,50 @@ pub async fn deliver(node: &Node, context: &RunContext, ended: &EngineStatus) {
 async fn harvest(node: &Node, context: &RunContext, outcome: &Outcome) -> Report {
     let verdict = Verdict::of(outcome, context.output_limit);
     if !outcome.is_success() {
-        return Report { verdict, result: None };
+        return Report {
+            verdict,
+            result: None,
+        };
     }
     let mut pause = patience();
     loop {
         match take(node, context).await {
             Ok(report) => return report,
-            Err(Harvest::Verdict(verdict)) => return Report { verdict, result: None },
+            Err(Harvest::Verdict(verdict)) => {
+                return Report {
+                    verdict,
+                    result: None,
+                };
+            }
             Err(Harvest::Engine(error)) if error.is_retryable() => {
-                tracing::warn!(run = context.run, error = render(&error), "the output could not be read; trying again");
+                tracing::warn!(
+                    run = context.run,
+                    error = render(&error),
+                    "the output could not be read; trying again"
+                );
             }
             Err(Harvest::Engine(error)) => {
-                return Report { verdict: unusable(context, &error), result: None };
+                return Report {
+                    verdict: unusable(context, &error),
+                    result: None,
+                };
             }
             Err(Harvest::Hq(error)) if error.is_retryable() => {
-                tracing::warn!(run = context.run, error = render(&error), "HQ did not take the columns; trying again");
+                tracing::warn!(
+                    run = context.run,
+                    error = render(&error),
+                    "HQ did not take the columns; trying again"
+                );
             }
             Err(Harvest::Hq(error)) => {
-                let reason = format!("HQ did not take the dataframe's columns: {}", render(&error));
-                return Report { verdict: Verdict::new(RunStatus::Failed, reason), result: None };
+                let reason = format!(
+                    "HQ did not take the dataframe's columns: {}",
+                    render(&error)
+                );
+                return Report {
+                    verdict: Verdict::new(RunStatus::Failed, reason),
+                    result: None,
+                };
             }
         }
         tokio::time::sleep(pause.pause()).await;
@@ -103,14 +137,24 @@ async fn take(node: &Node, context: &RunContext) -> Result<Report, Harvest> {
     match context.action() {
         Ok(action @ (Action::DataExtraction | Action::Preprocessing)) => {
             let file = spool::to_named_file(output, &spool).await?;
-            if file.as_file().metadata().is_ok_and(|about| about.len() == 0) {
+            if file
+                .as_file()
+                .metadata()
+                .is_ok_and(|about| about.len() == 0)
+            {
                 return Err(Harvest::Verdict(no_result()));
             }
             let columns = sessions::keep(node, context, action, Some(file.path())).await?;
             if let Some(dataframe) = &context.dataframe {
-                node.hq.set_columns(dataframe.id, &columns).await.map_err(Harvest::Hq)?;
+                node.hq
+                    .set_columns(dataframe.id, &columns)
+                    .await
+                    .map_err(Harvest::Hq)?;
             }
-            Ok(Report { verdict: Verdict::completed(), result: None })
+            Ok(Report {
+                verdict: Verdict::completed(),
+                result: None,
+            })
         }
         Ok(action) => {
             let result = Spool::collect(output, &spool).await?;
@@ -118,9 +162,15 @@ async fn take(node: &Node, context: &RunContext) -> Result<Report, Harvest> {
                 return Err(Harvest::Verdict(no_result()));
             }
             sessions::keep(node, context, action, None).await?;
-            Ok(Report { verdict: Verdict::completed(), result: Some(result) })
+            Ok(Report {
+                verdict: Verdict::completed(),
+                result: Some(result),
+            })
         }
-        Err(word) => Err(Harvest::Verdict(Verdict::new(RunStatus::Failed, word.to_string()))),
+        Err(word) => Err(Harvest::Verdict(Verdict::new(
+            RunStatus::Failed,
+            word.to_string(),
+        ))),
     }
 }
 
@@ -135,10 +185,16 @@ fn no_result() -> Verdict {
 fn unusable(context: &RunContext, error: &Error) -> Verdict {
     let reason = match error.kind() {
         ErrorKind::Quota => {
-            format!("the algorithm wrote more than {} bytes, the limit of this node", context.output_limit)
+            format!(
+                "the algorithm wrote more than {} bytes, the limit of this node",
+                context.output_limit
+            )
         }
         ErrorKind::InvalidSpec | ErrorKind::NotFound => {
-            format!("the algorithm left no regular file as its result: {}", error.message())
+            format!(
+                "the algorithm left no regular file as its result: {}",
+                error.message()
+            )
         }
         _ => format!("the result could not be read: {}", render(error)),
     };
@@ -146,8 +202,17 @@ fn unusable(context: &RunContext, error: &Error) -> Verdict {
 }
 
 /// Tells HQ, as long as it takes.
-async fn tell(node: &Node, context: &RunContext, report: Report, finished: SystemTime, log: String) {
-    let Report { mut verdict, mut result } = report;
+async fn tell(
+    node: &Node,
+    context: &RunContext,
+    report: Report,
+    finished: SystemTime,
+    log: String,
+) {
+    let Report {
+        mut verdict,
+        mut result,
+    } = report;
     let mut log = log;
     let mut pause = patience();
     loop {
@@ -162,14 +227,22 @@ async fn tell(node: &Node, context: &RunContext, report: Report, finished: Syste
                 if verdict.status == RunStatus::Killed {
                     let patch = RunPatch::log_only(log);
                     if let Err(error) = node.hq.patch_run(context.run, &patch).await {
-                        tracing::debug!(run = context.run, error = render(&error), "HQ did not take the log of a killed run");
+                        tracing::debug!(
+                            run = context.run,
+                            error = render(&error),
+                            "HQ did not take the log of a killed run"
+                        );
                     }
                 }
                 return;
             }
             Ok(PatchOutcome::Gone) => return,
             Err(Undelivered::Later(error)) => {
-                tracing::warn!(run = context.run, error = render(&error), "HQ has not taken the result yet; trying again");
+                tracing::warn!(
+                    run = context.run,
+                    error = render(&error),
+                    "HQ has not taken the result yet; trying again"
+                );
                 tokio::time::sleep(pause.pause()).await;
             }
             Err(Undelivered::Never(reason)) => {
@@ -179,7 +252,10 @@ async fn tell(node: &Node, context: &RunContext, report: Report, finished: Syste
                     tokio::time::sleep(pause.pause()).await;
                     continue;
                 }
-                verdict = Verdict::new(RunStatus::Failed, format!("the result could not be delivered: {reason}"));
+                verdict = Verdict::new(
+                    RunStatus::Failed,
+                    format!("the result could not be delivered: {reason}"),
+                );
                 log = verdict.log(&Printed::Shared(log));
             }
         }
@@ -220,10 +296,14 @@ async fn receiver(node: &Node, context: &RunContext) -> Result<String, Undeliver
     let organization = context.init_org.ok_or_else(|| {
         Undelivered::Never("the organization that asked for it is not known at HQ any more".into())
     })?;
-    let found = node.hq.organization(organization).await.map_err(|error| match error.is_retryable() {
-        true => Undelivered::Later(error),
-        false => Undelivered::Never(render(&error)),
-    })?;
+    let found =
+        node.hq
+            .organization(organization)
+            .await
+            .map_err(|error| match error.is_retryable() {
+                true => Undelivered::Later(error),
+                false => Undelivered::Never(render(&error)),
+            })?;
     match ResultEncoder::for_codec(&node.codec, &found.public_key) {
         Ok(_) => Ok(found.public_key),
         Err(CryptoError::PublicKey) => Err(Undelivered::Never(format!(
@@ -240,11 +320,20 @@ pub async fn refuse(node: &Node, context: Option<&RunContext>, run: i64, verdict
     let log = verdict.log(&Printed::Shared(String::new()));
     let mut pause = patience();
     loop {
-        let patch = RunPatch::finished(verdict.status, SystemTime::now(), log.clone(), String::new());
+        let patch = RunPatch::finished(
+            verdict.status,
+            SystemTime::now(),
+            log.clone(),
+            String::new(),
+        );
         match node.hq.patch_run(run, &patch).await {
             Ok(_) => break,
             Err(error) if error.is_retryable() => {
-                tracing::warn!(run, error = render(&error), "HQ has not taken the report yet; trying again");
+                tracing::warn!(
+                    run,
+                    error = render(&error),
+                    "HQ has not taken the report yet; trying again"
+                );
                 tokio::time::sleep(pause.pause()).await;
             }
             Err(error) => {
@@ -263,10 +352,18 @@ pub async fn remove(node: &Node, context: &RunContext) {
     let id = context.run_id();
     let mut pause = patience();
     loop {
-        match node.runtime.cleanup(&id, CleanupOptions::default().with_force(true)).await {
+        match node
+            .runtime
+            .cleanup(&id, CleanupOptions::default().with_force(true))
+            .await
+        {
             Ok(_) => break,
             Err(error) => {
-                tracing::warn!(run = context.run, error = render(&error), "the run could not be removed from the engine; trying again");
+                tracing::warn!(
+                    run = context.run,
+                    error = render(&error),
+                    "the run could not be removed from the engine; trying again"
+                );
                 tokio::time::sleep(pause.pause()).await;
             }
         }
@@ -275,6 +372,10 @@ pub async fn remove(node: &Node, context: &RunContext) {
     if let Some(session) = context.session
         && let Err(error) = node.sessions.forget_run(session, context.run).await
     {
-        tracing::debug!(run = context.run, error = render(&error), "a mark of the merged run is left in the session's journal");
+        tracing::debug!(
+            run = context.run,
+            error = render(&error),
+            "a mark of the merged run is left in the session's journal"
+        );
     }
 }

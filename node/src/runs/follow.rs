@@ -55,11 +55,19 @@ async fn report_active(node: &Node, context: &RunContext) -> bool {
         Ok(Some(_)) => {}
         Ok(None) => return false,
         Err(error) => {
-            tracing::warn!(run = context.run, error = render(&error), "HQ could not be asked about the run");
+            tracing::warn!(
+                run = context.run,
+                error = render(&error),
+                "HQ could not be asked about the run"
+            );
             return true;
         }
     }
-    match node.hq.patch_run(context.run, &RunPatch::active(None)).await {
+    match node
+        .hq
+        .patch_run(context.run, &RunPatch::active(None))
+        .await
+    {
         Ok(PatchOutcome::Accepted) => {
             node.announce(context, RunStatus::Active).await;
             true
@@ -67,7 +75,11 @@ async fn report_active(node: &Node, context: &RunContext) -> bool {
         Ok(PatchOutcome::AlreadyFinished | PatchOutcome::Gone) => false,
         Err(error) => {
             // The final report does not depend on it.
-            tracing::warn!(run = context.run, error = render(&error), "HQ was not told that the run runs");
+            tracing::warn!(
+                run = context.run,
+                error = render(&error),
+                "HQ was not told that the run runs"
+            );
             true
         }
     }
@@ -81,9 +93,15 @@ async fn end(node: &Arc<Node>, context: &RunContext) {
     loop {
         match node.runtime.cancel(&id, CancelOptions::default()).await {
             Ok(_) => break,
-            Err(error) if error.kind() == ErrorKind::NotFound => return lost(node, context, error).await,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return lost(node, context, error).await;
+            }
             Err(error) => {
-                tracing::warn!(run = context.run, error = render(&error), "the run could not be ended; trying again");
+                tracing::warn!(
+                    run = context.run,
+                    error = render(&error),
+                    "the run could not be ended; trying again"
+                );
                 tokio::time::sleep(pause.pause()).await;
             }
         }
@@ -96,7 +114,11 @@ async fn end(node: &Arc<Node>, context: &RunContext) {
 
 /// The record itself is gone: somebody removed it at the engine.
 async fn lost(node: &Arc<Node>, context: &RunContext, error: Error) {
-    tracing::error!(run = context.run, error = render(&error), "the run's record is gone from the engine");
+    tracing::error!(
+        run = context.run,
+        error = render(&error),
+        "the run's record is gone from the engine"
+    );
     let outcome = Outcome::Lost("its record was removed from the engine".into());
     let verdict = super::verdict::Verdict::of(&outcome, context.output_limit);
     deliver::refuse(node, Some(context), context.run, verdict).await;

@@ -28,11 +28,17 @@ pub async fn stream(node: &Node, context: &RunContext) {
         options.since = since.clone();
         let mut chunks = node.runtime.logs(&id, options);
         while let Some(chunk) = chunks.next().await {
-            let LogChunk { bytes, position, .. } = match chunk {
+            let LogChunk {
+                bytes, position, ..
+            } = match chunk {
                 Ok(chunk) => chunk,
                 Err(error) if error.is_retryable() => break,
                 Err(error) => {
-                    tracing::debug!(run = context.run, error = render(&error), "the log cannot be followed");
+                    tracing::debug!(
+                        run = context.run,
+                        error = render(&error),
+                        "the log cannot be followed"
+                    );
                     return;
                 }
             };
@@ -51,7 +57,10 @@ pub async fn stream(node: &Node, context: &RunContext) {
             }
         }
         emit(node, context, &mut line);
-        let running = node.tracker.last_known(&id).is_some_and(|run| !run.phase.is_finished());
+        let running = node
+            .tracker
+            .last_known(&id)
+            .is_some_and(|run| !run.phase.is_finished());
         if !running {
             return;
         }
@@ -68,7 +77,11 @@ fn emit(node: &Node, context: &RunContext, line: &mut Vec<u8>) {
     }
     let text = String::from_utf8_lossy(line).into_owned();
     line.clear();
-    let event = Emit::Log { run: context.run, task: context.task, text };
+    let event = Emit::Log {
+        run: context.run,
+        task: context.task,
+        text,
+    };
     if let Err(error) = node.socket.try_emit(event) {
         tracing::debug!(run = context.run, %error, "a line of the log was not sent");
     }
@@ -80,13 +93,20 @@ pub async fn whole(node: &Node, context: &RunContext, id: &RunId) -> Printed {
         return Printed::Withheld;
     }
     let limit = node.config.runtime.run.log_bytes.get();
-    let mut chunks = node.runtime.logs(id, LogOptions::default().with_limit_bytes(limit.saturating_add(1)));
+    let mut chunks = node.runtime.logs(
+        id,
+        LogOptions::default().with_limit_bytes(limit.saturating_add(1)),
+    );
     let mut bytes: Vec<u8> = Vec::new();
     while let Some(chunk) = chunks.next().await {
         match chunk {
             Ok(chunk) => bytes.extend_from_slice(&chunk.bytes),
             Err(error) => {
-                tracing::warn!(run = context.run, error = render(&error), "the log could not be read");
+                tracing::warn!(
+                    run = context.run,
+                    error = render(&error),
+                    "the log could not be read"
+                );
                 if bytes.is_empty() {
                     return Printed::Unreadable;
                 }

@@ -29,7 +29,10 @@ pub async fn files_for(
 ) -> Result<Vec<SessionFile>, Verdict> {
     if matches!(action, Action::DataExtraction | Action::Preprocessing) {
         let target = run.task.dataframe.as_ref().ok_or_else(|| {
-            Verdict::new(RunStatus::Failed, "the step writes a dataframe, and the task does not name it")
+            Verdict::new(
+                RunStatus::Failed,
+                "the step writes a dataframe, and the task does not name it",
+            )
         })?;
         target
             .name
@@ -40,11 +43,19 @@ pub async fn files_for(
         return if wanted.is_empty() {
             Ok(Vec::new())
         } else {
-            Err(Verdict::new(RunStatus::DataframeNotFound, "the session was deleted"))
+            Err(Verdict::new(
+                RunStatus::DataframeNotFound,
+                "the session was deleted",
+            ))
         };
     };
     let snapshot = node.sessions.snapshot(session).await.map_err(|error| {
-        tracing::error!(run = run.id, session, error = render(&error), "the session cannot be read");
+        tracing::error!(
+            run = run.id,
+            session,
+            error = render(&error),
+            "the session cannot be read"
+        );
         Verdict::new(RunStatus::Failed, "the node cannot read the session")
     })?;
     let wanted: HashSet<&str> = wanted.iter().flatten().map(String::as_str).collect();
@@ -63,7 +74,11 @@ pub async fn files_for(
             FileKind::State => Access::ReadOnly,
             FileKind::Private => Access::ReadWrite,
         };
-        Some(SessionFile { path: file.path.clone(), content: stream(file), access })
+        Some(SessionFile {
+            path: file.path.clone(),
+            content: stream(file),
+            access,
+        })
     });
     Ok(given.collect())
 }
@@ -99,24 +114,53 @@ pub async fn keep(
     let mut dataframe = None;
     if let Some(path) = result {
         columns = columns_of(path).await.map_err(|error| {
-            refused(RunStatus::UnexpectedOutput, format!("the algorithm's output is not a dataframe: {error}"))
+            refused(
+                RunStatus::UnexpectedOutput,
+                format!("the algorithm's output is not a dataframe: {error}"),
+            )
         })?;
-        let target = context.dataframe.as_ref().map(|target| target.name.parse::<DataframeName>());
+        let target = context
+            .dataframe
+            .as_ref()
+            .map(|target| target.name.parse::<DataframeName>());
         match target {
             Some(Ok(name)) => dataframe = Some((name, path)),
             Some(Err(error)) => return Err(refused(RunStatus::Failed, error.to_string())),
-            None => return Err(refused(RunStatus::Failed, "the task names no dataframe to write".into())),
+            None => {
+                return Err(refused(
+                    RunStatus::Failed,
+                    "the task names no dataframe to write".into(),
+                ));
+            }
         }
     }
-    let Some(session) = context.session else { return Ok(columns) };
+    let Some(session) = context.session else {
+        return Ok(columns);
+    };
     let folder = OutputName::new(SESSION).map_err(NotKept::Engine)?;
-    let chunks = node.runtime.collect(&context.run_id(), &folder).map_err(std::io::Error::other);
-    let private = PrivateFiles { tar: Box::pin(StreamReader::new(chunks)), strip: 0 };
-    let merge = Merge { run: context.run, action, dataframe, private: Some(private) };
+    let chunks = node
+        .runtime
+        .collect(&context.run_id(), &folder)
+        .map_err(std::io::Error::other);
+    let private = PrivateFiles {
+        tar: Box::pin(StreamReader::new(chunks)),
+        strip: 0,
+    };
+    let merge = Merge {
+        run: context.run,
+        action,
+        dataframe,
+        private: Some(private),
+    };
     match node.sessions.merge(session, merge).await {
         Ok(merged) => {
             for (path, why) in merged.skipped {
-                tracing::warn!(run = context.run, path, why, "a file in the session folder is not kept");
+                tracing::warn!(
+                    run = context.run,
+                    path,
+                    why,
+                    "a file in the session folder is not kept"
+                );
             }
             Ok(columns)
         }
@@ -125,8 +169,16 @@ pub async fn keep(
             Err(refused(RunStatus::Failed, error.to_string()))
         }
         Err(error) => {
-            tracing::error!(run = context.run, session, error = render(&error), "the session cannot be written");
-            Err(refused(RunStatus::Failed, "the node could not store what the step has left in the session".into()))
+            tracing::error!(
+                run = context.run,
+                session,
+                error = render(&error),
+                "the session cannot be written"
+            );
+            Err(refused(
+                RunStatus::Failed,
+                "the node could not store what the step has left in the session".into(),
+            ))
         }
     }
 }
@@ -149,11 +201,18 @@ pub async fn introduce(node: &Node) {
         return;
     }
     let policies = &config.policies;
-    let databases: BTreeMap<String, String> =
-        config.databases.iter().map(|db| (db.label.clone(), db.kind.clone())).collect();
+    let databases: BTreeMap<String, String> = config
+        .databases
+        .iter()
+        .map(|db| (db.label.clone(), db.kind.clone()))
+        .collect();
     let info = NodeInfo {
         encryption: node.codec.is_encrypted(),
-        allowed_algorithms: policies.allowed_algorithms.iter().map(|entry| entry.as_str().to_owned()).collect(),
+        allowed_algorithms: policies
+            .allowed_algorithms
+            .iter()
+            .map(|entry| entry.as_str().to_owned())
+            .collect(),
         allowed_users: policies.allowed_users.clone(),
         allowed_organizations: policies.allowed_organizations.clone(),
         databases,
@@ -177,16 +236,29 @@ pub async fn reconcile(node: &Node) {
         match node.hq.session_dataframes(session).await {
             Ok(Some(at_hq)) => {
                 let here = node.sessions.dataframes(session).await.unwrap_or_default();
-                for name in here.into_iter().filter(|name| !at_hq.iter().any(|n| n == name.as_str())) {
+                for name in here
+                    .into_iter()
+                    .filter(|name| !at_hq.iter().any(|n| n == name.as_str()))
+                {
                     delete_dataframe(node, session, name.as_str()).await;
                 }
             }
             Ok(None) => match node.sessions.purge(session).await {
-                Ok(()) => tracing::info!(session, "HQ has deleted the session; its files are removed"),
-                Err(error) => tracing::error!(session, error = render(&error), "the session cannot be removed"),
+                Ok(()) => {
+                    tracing::info!(session, "HQ has deleted the session; its files are removed")
+                }
+                Err(error) => tracing::error!(
+                    session,
+                    error = render(&error),
+                    "the session cannot be removed"
+                ),
             },
             Err(error) => {
-                tracing::warn!(session, error = render(&error), "HQ could not be asked about a session");
+                tracing::warn!(
+                    session,
+                    error = render(&error),
+                    "HQ could not be asked about a session"
+                );
             }
         }
     }
@@ -204,11 +276,19 @@ pub async fn delete_dataframe(node: &Node, session: i64, name: &str) {
     match node.sessions.delete_dataframe(session, &parsed).await {
         Ok(there) => tracing::info!(session, name, there, "the dataframe is deleted"),
         Err(error) => {
-            tracing::error!(session, name, error = render(&error), "the dataframe cannot be deleted");
+            tracing::error!(
+                session,
+                name,
+                error = render(&error),
+                "the dataframe cannot be deleted"
+            );
             return;
         }
     }
-    let event = Emit::DataframeDeleted { session, name: name.to_owned() };
+    let event = Emit::DataframeDeleted {
+        session,
+        name: name.to_owned(),
+    };
     if let Err(error) = node.socket.emit(event).await {
         tracing::warn!(session, name, %error, "HQ was not told that the dataframe is gone");
     }

@@ -49,7 +49,10 @@ impl Node {
     #[must_use]
     pub fn share(&self) -> Share {
         let run = &self.config.runtime.run;
-        Share { cpu_milli: run.cpu_milli.get().into(), memory_bytes: run.memory_bytes.get() }
+        Share {
+            cpu_milli: run.cpu_milli.get().into(),
+            memory_bytes: run.memory_bytes.get(),
+        }
     }
 
     /// Where outputs are kept on their way to HQ.

@@ -98,7 +98,15 @@ impl From<Error> for Unfit {
 /// # Errors
 /// [`Unfit`], with the sentence for HQ.
 pub fn prepare(config: &Config, us: &Identity, gathered: Gathered<'_>) -> Result<Prepared, Unfit> {
-    let Gathered { run, action, image, arguments, token, dataframes, session_files } = gathered;
+    let Gathered {
+        run,
+        action,
+        image,
+        arguments,
+        token,
+        dataframes,
+        session_files,
+    } = gathered;
     let limits = &config.runtime.run;
     let mut context = RunContext::of(run, config.share_algorithm_logs, limits.output_bytes.get())
         .map_err(|word| refuse(RunStatus::Failed, word.to_string()))?;
@@ -119,7 +127,10 @@ pub fn prepare(config: &Config, us: &Identity, gathered: Gathered<'_>) -> Result
     let mut egress = Egress::default();
     if action == Action::CentralCompute {
         egress.grants.push(proxy_grant());
-        egress.destinations.push(Destination { grant: proxy_grant().name, to: Target::Proxy });
+        egress.destinations.push(Destination {
+            grant: proxy_grant().name,
+            to: Target::Proxy,
+        });
     }
     for endpoint in config.runtime.egress.get(&action).into_iter().flatten() {
         egress.add(endpoint)?;
@@ -127,18 +138,34 @@ pub fn prepare(config: &Config, us: &Identity, gathered: Gathered<'_>) -> Result
 
     spec = spec
         .with_mount(file(MountSource::Inline(arguments), INPUT_FILE)?)
-        .with_output(OutputName::new(RESULT)?, Output::file(path(OUTPUT_FILE)?, limits.output_bytes))
-        .with_output(OutputName::new(SESSION)?, Output::folder(path(SESSION_FOLDER)?, limits.output_bytes));
-    for SessionFile { path: name, content, access } in session_files {
+        .with_output(
+            OutputName::new(RESULT)?,
+            Output::file(path(OUTPUT_FILE)?, limits.output_bytes),
+        )
+        .with_output(
+            OutputName::new(SESSION)?,
+            Output::folder(path(SESSION_FOLDER)?, limits.output_bytes),
+        );
+    for SessionFile {
+        path: name,
+        content,
+        access,
+    } in session_files
+    {
         let target = path(SESSION_FOLDER)?.join(&name)?;
-        spec = spec.with_mount(Mount::new(MountSource::Stream(content), target).with_access(access));
+        spec =
+            spec.with_mount(Mount::new(MountSource::Stream(content), target).with_access(access));
     }
 
     let uri;
     let data = if action == Action::DataExtraction {
         let database = source(config, run)?;
         uri = offer(database, &mut spec, &mut egress)?;
-        RunData::Source { uri: &uri, kind: &database.kind, parameters: &database.parameters }
+        RunData::Source {
+            uri: &uri,
+            kind: &database.kind,
+            parameters: &database.parameters,
+        }
     } else {
         RunData::Dataframes(&dataframes)
     };
@@ -157,16 +184,39 @@ pub fn prepare(config: &Config, us: &Identity, gathered: Gathered<'_>) -> Result
         algorithm_env: &config.algorithm_env,
     })
     .map_err(|error| refuse(RunStatus::Failed, error.to_string()))?;
-    let ContainerEnvironment { plain, secret, warnings } = environment;
-    spec.env.extend(plain.into_iter().map(|(name, value)| (name, EnvValue::Plain(value))));
-    spec.env.extend(secret.into_iter().map(|(name, value)| (name, EnvValue::Secret(value))));
+    let ContainerEnvironment {
+        plain,
+        secret,
+        warnings,
+    } = environment;
+    spec.env.extend(
+        plain
+            .into_iter()
+            .map(|(name, value)| (name, EnvValue::Plain(value))),
+    );
+    spec.env.extend(
+        secret
+            .into_iter()
+            .map(|(name, value)| (name, EnvValue::Secret(value))),
+    );
 
-    let Egress { grants, destinations, .. } = egress;
+    let Egress {
+        grants,
+        destinations,
+        ..
+    } = egress;
     spec.egress = grants;
     context.destinations = destinations;
     spec.annotations = context.to_annotations()?;
-    let warnings = warnings.into_iter().map(|warning| warning.to_string()).collect();
-    Ok(Prepared { spec, context, warnings })
+    let warnings = warnings
+        .into_iter()
+        .map(|warning| warning.to_string())
+        .collect();
+    Ok(Prepared {
+        spec,
+        context,
+        warnings,
+    })
 }
 
 fn refuse(status: RunStatus, reason: impl Into<String>) -> Unfit {
@@ -184,7 +234,11 @@ fn file(source: MountSource, target: &str) -> Result<Mount, Error> {
 /// The exceptions that the operator made for an image.
 fn trust(config: &Config, written: &str, resolved: &ResolvedImage) -> Trust {
     let unresolved = |_: &ImageRef| -> Option<Digest> { None };
-    let matching = config.runtime.images.iter().filter(|e| e.pattern.matches(written, resolved, unresolved));
+    let matching = config
+        .runtime
+        .images
+        .iter()
+        .filter(|e| e.pattern.matches(written, resolved, unresolved));
     matching.fold(Trust::default(), |trust, exception| {
         trust
             .with_image_user(trust.image_user || exception.run_as_image)
@@ -198,19 +252,41 @@ fn trust(config: &Config, written: &str, resolved: &ResolvedImage) -> Trust {
 /// [`Unfit::Verdict`], naming what the node has instead.
 pub fn source<'a>(config: &'a Config, run: &OpenRun) -> Result<&'a Database, Unfit> {
     let label = run.task.source_label().ok_or_else(|| {
-        refuse(RunStatus::Failed, "an extraction needs exactly one source database, and the task does not name one")
+        refuse(
+            RunStatus::Failed,
+            "an extraction needs exactly one source database, and the task does not name one",
+        )
     })?;
-    config.databases.iter().find(|database| database.label == label).ok_or_else(|| {
-        let labels: Vec<&str> = config.databases.iter().map(|database| database.label.as_str()).collect();
-        let has = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
-        refuse(RunStatus::Failed, format!("this node has no database \"{label}\"; it has {has}"))
-    })
+    config
+        .databases
+        .iter()
+        .find(|database| database.label == label)
+        .ok_or_else(|| {
+            let labels: Vec<&str> = config
+                .databases
+                .iter()
+                .map(|database| database.label.as_str())
+                .collect();
+            let has = if labels.is_empty() {
+                "none".to_owned()
+            } else {
+                labels.join(", ")
+            };
+            refuse(
+                RunStatus::Failed,
+                format!("this node has no database \"{label}\"; it has {has}"),
+            )
+        })
 }
 
 /// Mounts a database or grants the way to it, and says how the algorithm finds it.
 fn offer(database: &Database, spec: &mut RunSpec, egress: &mut Egress) -> Result<Secret, Unfit> {
     let target = format!("{DATABASE_FOLDER}/{}", database.file_name());
-    let access = if database.read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let access = if database.read_only {
+        Access::ReadOnly
+    } else {
+        Access::ReadWrite
+    };
     let source = match database.locate() {
         Located::File(path) | Located::Folder(path) => {
             let group = database.group.or_else(|| needed_group(&path));
@@ -234,11 +310,15 @@ fn offer(database: &Database, spec: &mut RunSpec, egress: &mut Egress) -> Result
         Located::Missing(_) => {
             return Err(refuse(
                 RunStatus::Failed,
-                format!("the data of database \"{}\" is not there at the node", database.label),
+                format!(
+                    "the data of database \"{}\" is not there at the node",
+                    database.label
+                ),
             ));
         }
     };
-    spec.mounts.push(Mount::new(source, path(&target)?).with_access(access));
+    spec.mounts
+        .push(Mount::new(source, path(&target)?).with_access(access));
     Ok(Secret::new(target))
 }
 
@@ -252,13 +332,25 @@ pub fn needed_group(path: &std::path::Path) -> Option<u32> {
 /// The same address with another host; only its first mention, which is the host.
 fn with_host(uri: &str, host: &str, new: &str) -> String {
     let bracketed = format!("[{host}]");
-    let host = if host.contains(':') { bracketed.as_str() } else { host };
+    let host = if host.contains(':') {
+        bracketed.as_str()
+    } else {
+        host
+    };
     // After the credentials, which may hold the same text.
     let start = uri.find("://").map_or(0, |at| at + 3);
-    let end = uri[start..].find(['/', '?']).map_or(uri.len(), |at| start + at);
-    let start = uri[start..end].rfind('@').map_or(start, |at| start + at + 1);
+    let end = uri[start..]
+        .find(['/', '?'])
+        .map_or(uri.len(), |at| start + at);
+    let start = uri[start..end]
+        .rfind('@')
+        .map_or(start, |at| start + at + 1);
     match uri[start..].find(host) {
-        Some(at) => format!("{}{new}{}", &uri[..start + at], &uri[start + at + host.len()..]),
+        Some(at) => format!(
+            "{}{new}{}",
+            &uri[..start + at],
+            &uri[start + at + host.len()..]
+        ),
         None => uri.to_owned(),
     }
 }
@@ -282,8 +374,12 @@ impl Egress {
             Err(_) => endpoint.host.clone(),
         };
         let name = GrantName::new(format!("egress-{}", self.grants.len()))?;
-        self.grants.push(EgressGrant::new(name.clone(), host.clone(), endpoint.port)?);
-        let to = Target::Address { host: endpoint.host.clone(), port: endpoint.port };
+        self.grants
+            .push(EgressGrant::new(name.clone(), host.clone(), endpoint.port)?);
+        let to = Target::Address {
+            host: endpoint.host.clone(),
+            port: endpoint.port,
+        };
         self.destinations.push(Destination { grant: name, to });
         self.names.insert(endpoint.clone(), host.clone());
         Ok(host)
@@ -299,22 +395,39 @@ mod tests {
     #[test]
     fn an_address_without_a_name_gets_one() {
         let mut egress = Egress::default();
-        let endpoint = Endpoint { host: "10.0.0.7".into(), port: 5432 };
+        let endpoint = Endpoint {
+            host: "10.0.0.7".into(),
+            port: 5432,
+        };
         let host = egress.add(&endpoint).unwrap();
         assert_eq!(host, "ip-10-0-0-7.internal");
         assert_eq!(egress.add(&endpoint).unwrap(), host);
         assert_eq!(egress.grants.len(), 1);
-        let to = Target::Address { host: "10.0.0.7".into(), port: 5432 };
+        let to = Target::Address {
+            host: "10.0.0.7".into(),
+            port: 5432,
+        };
         assert_eq!(egress.destinations[0].to, to);
-        let six = egress.add(&Endpoint { host: "2001:db8::7".into(), port: 1 }).unwrap();
+        let six = egress
+            .add(&Endpoint {
+                host: "2001:db8::7".into(),
+                port: 1,
+            })
+            .unwrap();
         assert_eq!(six, "ip-2001-db8--7.internal");
     }
 
     #[test]
     fn only_the_host_of_an_address_is_rewritten() {
         let uri = "postgresql://10.0.0.7:10.0.0.7@10.0.0.7:5432/10.0.0.7";
-        assert_eq!(with_host(uri, "10.0.0.7", "db"), "postgresql://10.0.0.7:10.0.0.7@db:5432/10.0.0.7");
+        assert_eq!(
+            with_host(uri, "10.0.0.7", "db"),
+            "postgresql://10.0.0.7:10.0.0.7@db:5432/10.0.0.7"
+        );
         assert_eq!(with_host("mysql://[::1]/x", "::1", "db"), "mysql://db/x");
-        assert_eq!(with_host("Server=10.0.0.7;x", "10.0.0.7", "db"), "Server=db;x");
+        assert_eq!(
+            with_host("Server=10.0.0.7;x", "10.0.0.7", "db"),
+            "Server=db;x"
+        );
     }
 }

@@ -48,7 +48,11 @@ impl Spool {
         Ok(Self::Memory(memory.freeze()))
     }
 
-    async fn to_file(first: BytesMut, mut chunks: ResultStream<Bytes>, folder: &Path) -> Result<Self> {
+    async fn to_file(
+        first: BytesMut,
+        mut chunks: ResultStream<Bytes>,
+        folder: &Path,
+    ) -> Result<Self> {
         let place = folder.to_owned();
         let file = blocking(folder, move || {
             std::fs::create_dir_all(&place)?;
@@ -100,7 +104,10 @@ impl ResultSource for Spool {
 ///
 /// # Errors
 /// As [`Spool::collect`].
-pub async fn to_named_file(mut chunks: ResultStream<Bytes>, folder: &Path) -> Result<NamedTempFile> {
+pub async fn to_named_file(
+    mut chunks: ResultStream<Bytes>,
+    folder: &Path,
+) -> Result<NamedTempFile> {
     let place = folder.to_owned();
     let file = blocking(folder, move || {
         std::fs::create_dir_all(&place)?;
@@ -141,7 +148,13 @@ mod tests {
 
     async fn read(spool: &Spool) -> Vec<u8> {
         let mut bytes = Vec::new();
-        spool.open().await.unwrap().read_to_end(&mut bytes).await.unwrap();
+        spool
+            .open()
+            .await
+            .unwrap()
+            .read_to_end(&mut bytes)
+            .await
+            .unwrap();
         bytes
     }
 
@@ -150,8 +163,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for size in [0, 1, IN_MEMORY, IN_MEMORY + 1, 3 * IN_MEMORY + 7] {
             let all: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-            let chunks: Vec<_> = all.chunks(10_000).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
-            let spool = Spool::collect(Box::pin(stream::iter(chunks)), folder.path()).await.unwrap();
+            let chunks: Vec<_> = all
+                .chunks(10_000)
+                .map(|c| Ok(Bytes::copy_from_slice(c)))
+                .collect();
+            let spool = Spool::collect(Box::pin(stream::iter(chunks)), folder.path())
+                .await
+                .unwrap();
             assert_eq!(spool.length(), size as u64);
             assert_eq!(matches!(spool, Spool::File { .. }), size > IN_MEMORY);
             for _ in 0..2 {

@@ -44,7 +44,10 @@ impl From<HqError> for NotStarted {
         if error.is_retryable() {
             return Self::Later(error);
         }
-        let reason = format!("HQ did not answer what the node needed to know: {}", render(&error));
+        let reason = format!(
+            "HQ did not answer what the node needed to know: {}",
+            render(&error)
+        );
         Verdict::new(RunStatus::Failed, reason).into()
     }
 }
@@ -59,15 +62,21 @@ pub async fn start(
     run: &OpenRun,
     kill: &CancellationToken,
 ) -> Result<RunContext, NotStarted> {
-    let action = run
-        .task
-        .action()
-        .map_err(|word| Verdict::new(RunStatus::Failed, format!("this node does not know the action {word}")))?;
+    let action = run.task.action().map_err(|word| {
+        Verdict::new(
+            RunStatus::Failed,
+            format!("this node does not know the action {word}"),
+        )
+    })?;
     if action == Action::Postprocessing {
         return Err(Verdict::new(RunStatus::Failed, "this node does not do postprocessing").into());
     }
     decide_sender(node, run).await?;
-    tracing::debug!(run = run.id, task = run.task.id, "asking the engine for the image");
+    tracing::debug!(
+        run = run.id,
+        task = run.task.id,
+        "asking the engine for the image"
+    );
     let image = unless(kill, resolve(node, &run.task.image)).await??;
     decide_image(node, run, &image).await?;
     claim(node, run).await?;
@@ -83,12 +92,23 @@ pub async fn start(
         Action::CentralCompute => Some(node.gateway.issue_token(&context).await.map_err(no_token)?),
         _ => None,
     };
-    let gathered = Gathered { run, action, image, arguments, token, dataframes, session_files };
-    let Prepared { spec, context, warnings } =
-        prepare(&node.config, &node.us, gathered).map_err(|unfit| {
-            node.gateway.forget(&context.run_id());
-            unfit.into_verdict()
-        })?;
+    let gathered = Gathered {
+        run,
+        action,
+        image,
+        arguments,
+        token,
+        dataframes,
+        session_files,
+    };
+    let Prepared {
+        spec,
+        context,
+        warnings,
+    } = prepare(&node.config, &node.us, gathered).map_err(|unfit| {
+        node.gateway.forget(&context.run_id());
+        unfit.into_verdict()
+    })?;
     for warning in warnings {
         tracing::warn!(run = run.id, "{warning}");
     }
@@ -110,22 +130,37 @@ pub async fn start(
                 ErrorKind::InvalidSpec | ErrorKind::Unsupported => RunStatus::Failed,
                 _ => RunStatus::StartFailed,
             };
-            return Err(Verdict::new(status, format!("the run could not be started: {}", render(&error))).into());
+            return Err(Verdict::new(
+                status,
+                format!("the run could not be started: {}", render(&error)),
+            )
+            .into());
         }
-        tracing::warn!(run = run.id, error = render(&error), "the engine did not take the run; trying again");
+        tracing::warn!(
+            run = run.id,
+            error = render(&error),
+            "the engine did not take the run; trying again"
+        );
         unless(kill, tokio::time::sleep(pause.pause())).await?;
     }
 }
 
 /// Waits for something unless the run is killed meanwhile.
-async fn unless<T>(kill: &CancellationToken, what: impl Future<Output = T>) -> Result<T, NotStarted> {
-    kill.run_until_cancelled(what).await.ok_or(NotStarted::Killed)
+async fn unless<T>(
+    kill: &CancellationToken,
+    what: impl Future<Output = T>,
+) -> Result<T, NotStarted> {
+    kill.run_until_cancelled(what)
+        .await
+        .ok_or(NotStarted::Killed)
 }
 
 async fn decide_sender(node: &Node, run: &OpenRun) -> Result<(), NotStarted> {
     let policies = &node.config.policies;
     let name = match run.task.init_org {
-        Some(id) if policies.needs_organization_name() => Some(node.hq.organization(id).await?.name),
+        Some(id) if policies.needs_organization_name() => {
+            Some(node.hq.organization(id).await?.name)
+        }
         _ => None,
     };
     let sender = Sender {
@@ -153,12 +188,25 @@ async fn decide_image(node: &Node, run: &OpenRun, image: &ResolvedImage) -> Resu
     for entry in policies.entries_to_resolve(&image.reference) {
         match resolve(node, &entry.to_string()).await {
             Ok(resolved) => digests.push((entry.clone(), resolved.identity.digest().clone())),
-            Err(_) => tracing::warn!(%entry, "an entry of allowed_algorithms could not be resolved and allows nothing"),
+            Err(_) => {
+                tracing::warn!(%entry, "an entry of allowed_algorithms could not be resolved and allows nothing")
+            }
         }
     }
-    let digest_of = |entry: &ImageRef| digests.iter().find(|(e, _)| e == entry).map(|(_, d)| d.clone());
-    let store = store.as_ref().map(|store| Store { url: &store.url, confirms });
-    obey(run, policies.decide_image(&run.task.image, image, store, digest_of))
+    let digest_of = |entry: &ImageRef| {
+        digests
+            .iter()
+            .find(|(e, _)| e == entry)
+            .map(|(_, d)| d.clone())
+    };
+    let store = store.as_ref().map(|store| Store {
+        url: &store.url,
+        confirms,
+    });
+    obey(
+        run,
+        policies.decide_image(&run.task.image, image, store, digest_of),
+    )
 }
 
 fn obey(run: &OpenRun, decision: Decision) -> Result<(), NotStarted> {
@@ -178,7 +226,10 @@ fn obey(run: &OpenRun, decision: Decision) -> Result<(), NotStarted> {
 /// an engine that does not answer is waited for.
 async fn resolve(node: &Node, image: &str) -> Result<ResolvedImage, NotStarted> {
     let no_image = |error: &Error| {
-        Verdict::new(RunStatus::NoImage, format!("the image {image} cannot be had: {}", render(error)))
+        Verdict::new(
+            RunStatus::NoImage,
+            format!("the image {image} cannot be had: {}", render(error)),
+        )
     };
     let reference = ImageRef::parse(image).map_err(|error| no_image(&error))?;
     let policy = match node.config.policies.require_pull {
@@ -198,13 +249,21 @@ async fn resolve(node: &Node, image: &str) -> Result<ResolvedImage, NotStarted> 
                 return Err(no_image(&error).into());
             }
         }
-        tracing::warn!(image, error = render(&error), "the image could not be resolved; trying again");
+        tracing::warn!(
+            image,
+            error = render(&error),
+            "the image could not be resolved; trying again"
+        );
         tokio::time::sleep(pause.pause()).await;
     }
 }
 
 async fn claim(node: &Node, run: &OpenRun) -> Result<(), NotStarted> {
-    match node.hq.patch_run(run.id, &RunPatch::claim(std::time::SystemTime::now())).await? {
+    match node
+        .hq
+        .patch_run(run.id, &RunPatch::claim(std::time::SystemTime::now()))
+        .await?
+    {
         PatchOutcome::Accepted => Ok(()),
         PatchOutcome::AlreadyFinished | PatchOutcome::Gone => Err(NotStarted::Closed),
     }
@@ -216,7 +275,9 @@ fn arguments(node: &Node, run: &OpenRun) -> Result<Bytes, Verdict> {
         return Err(Verdict::new(RunStatus::Failed, reason));
     }
     // An empty file stops algorithms made with vantage6's tools; `{}` means no arguments.
-    let Some(text) = run.arguments.as_deref() else { return Ok(Bytes::from_static(b"{}")) };
+    let Some(text) = run.arguments.as_deref() else {
+        return Ok(Bytes::from_static(b"{}"));
+    };
     let decoded = node.codec.decode(text).map_err(|error| {
         tracing::error!(run = run.id, %error, "the arguments cannot be read");
         let advice = if node.codec.is_encrypted() {
@@ -224,9 +285,16 @@ fn arguments(node: &Node, run: &OpenRun) -> Result<Bytes, Verdict> {
         } else {
             "does the client use encryption although the collaboration does not?"
         };
-        Verdict::new(RunStatus::Failed, format!("the arguments cannot be decrypted: {error}; {advice}"))
+        Verdict::new(
+            RunStatus::Failed,
+            format!("the arguments cannot be decrypted: {error}; {advice}"),
+        )
     })?;
-    Ok(if decoded.is_empty() { Bytes::from_static(b"{}") } else { decoded.into() })
+    Ok(if decoded.is_empty() {
+        Bytes::from_static(b"{}")
+    } else {
+        decoded.into()
+    })
 }
 
 fn dataframes(run: &OpenRun, action: Action) -> Result<Vec<Vec<String>>, Verdict> {
@@ -234,14 +302,19 @@ fn dataframes(run: &OpenRun, action: Action) -> Result<Vec<Vec<String>>, Verdict
         return Ok(Vec::new());
     }
     run.task.dataframe_groups().ok_or_else(|| {
-        Verdict::new(RunStatus::Failed, "the step may only work on dataframes, and the task names something else")
+        Verdict::new(
+            RunStatus::Failed,
+            "the step may only work on dataframes, and the task names something else",
+        )
     })
 }
 
 /// Whether the data that an extraction asks for is there and open to the user that runs have: said
 /// here it is a sentence, found out inside the container it is a traceback.
 async fn readable(node: &Node, run: &OpenRun) -> Result<(), Verdict> {
-    let database = source(&node.config, run).map_err(Unfit::into_verdict)?.clone();
+    let database = source(&node.config, run)
+        .map_err(Unfit::into_verdict)?
+        .clone();
     let label = database.label.clone();
     let looked = tokio::task::spawn_blocking(move || match database.locate() {
         Located::File(path) | Located::Folder(path) => {

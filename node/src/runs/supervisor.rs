@@ -54,7 +54,11 @@ struct Listing {
 /// What a task has come to.
 enum Done {
     Run(i64),
-    Fetched { task: Option<i64>, number: u64, runs: std::result::Result<Vec<OpenRun>, HqError> },
+    Fetched {
+        task: Option<i64>,
+        number: u64,
+        runs: std::result::Result<Vec<OpenRun>, HqError>,
+    },
     Aside,
 }
 
@@ -133,7 +137,10 @@ impl Supervisor {
                 }
             }
             Event::Kill(Kill::Node) => {
-                tracing::warn!(runs = self.runs.len(), "told to kill every run of this node");
+                tracing::warn!(
+                    runs = self.runs.len(),
+                    "told to kill every run of this node"
+                );
                 self.runs.values().for_each(|entry| entry.kill.cancel());
             }
             Event::DeleteDataframe { session, name } => {
@@ -143,7 +150,9 @@ impl Supervisor {
                     Done::Aside
                 });
             }
-            Event::Disconnected { reason } => tracing::warn!(reason, "the connection to HQ is lost; it is being restored"),
+            Event::Disconnected { reason } => {
+                tracing::warn!(reason, "the connection to HQ is lost; it is being restored")
+            }
             _ => {}
         }
     }
@@ -182,7 +191,12 @@ impl Supervisor {
         }
     }
 
-    fn compare(&mut self, task: Option<i64>, number: u64, runs: std::result::Result<Vec<OpenRun>, HqError>) {
+    fn compare(
+        &mut self,
+        task: Option<i64>,
+        number: u64,
+        runs: std::result::Result<Vec<OpenRun>, HqError>,
+    ) {
         if task.is_none() {
             self.listing.under_way = false;
             if std::mem::take(&mut self.listing.again) {
@@ -230,7 +244,10 @@ impl Supervisor {
             let node = self.node.clone();
             self.tasks.spawn(async move {
                 if closed(&node, run).await {
-                    tracing::info!(run, "HQ has closed a run whose start was cut off; it is removed");
+                    tracing::info!(
+                        run,
+                        "HQ has closed a run whose start was cut off; it is removed"
+                    );
                     discard(&node, &run_id(run)).await;
                 }
                 Done::Aside
@@ -262,32 +279,55 @@ impl Supervisor {
 
     fn enter(&mut self, run: i64) -> CancellationToken {
         let kill = CancellationToken::new();
-        self.runs.insert(run, Entry { kill: kill.clone(), since: self.listing.number });
+        self.runs.insert(
+            run,
+            Entry {
+                kill: kill.clone(),
+                since: self.listing.number,
+            },
+        );
         kill
     }
 }
 
-async fn see_through(node: &Arc<Node>, context: RunContext, kill: &CancellationToken, permit: Permit) {
+async fn see_through(
+    node: &Arc<Node>,
+    context: RunContext,
+    kill: &CancellationToken,
+    permit: Permit,
+) {
     follow(node, context, kill).await;
     drop(permit);
 }
 
 /// One run from HQ's offer to its end.
 async fn carry_out(node: &Arc<Node>, run: OpenRun, kill: &CancellationToken) {
-    let started = match kill.run_until_cancelled(node.capacity.acquire(node.share())).await {
-        Some(permit) => start(node, &run, kill).await.map(|context| (context, permit)),
+    let started = match kill
+        .run_until_cancelled(node.capacity.acquire(node.share()))
+        .await
+    {
+        Some(permit) => start(node, &run, kill)
+            .await
+            .map(|context| (context, permit)),
         None => Err(NotStarted::Killed),
     };
     let verdict = match started {
         Ok((context, permit)) => return see_through(node, context, kill, permit).await,
         Err(NotStarted::Report(verdict)) => verdict,
-        Err(NotStarted::Killed) => Verdict::new(RunStatus::Killed, "the run was killed before the algorithm started"),
+        Err(NotStarted::Killed) => Verdict::new(
+            RunStatus::Killed,
+            "the run was killed before the algorithm started",
+        ),
         Err(NotStarted::Closed) => {
             tracing::info!(run = run.id, "HQ has closed the run; it is not started");
             return discard(node, &run_id(run.id)).await;
         }
         Err(NotStarted::Later(error)) => {
-            tracing::warn!(run = run.id, error = render(&error), "HQ is away; the run is started when it is back");
+            tracing::warn!(
+                run = run.id,
+                error = render(&error),
+                "HQ is away; the run is started when it is back"
+            );
             return;
         }
     };
@@ -303,14 +343,22 @@ async fn closed(node: &Node, run: i64) -> bool {
         Ok(Some(state)) => state.finished_at.is_some(),
         Ok(None) => true,
         Err(error) => {
-            tracing::warn!(run, error = render(&error), "HQ could not be asked about a run");
+            tracing::warn!(
+                run,
+                error = render(&error),
+                "HQ could not be asked about a run"
+            );
             false
         }
     }
 }
 
 async fn discard(node: &Node, id: &RunId) {
-    if let Err(error) = node.runtime.cleanup(id, CleanupOptions::default().with_force(true)).await {
+    if let Err(error) = node
+        .runtime
+        .cleanup(id, CleanupOptions::default().with_force(true))
+        .await
+    {
         tracing::warn!(run = %id, error = render(&error), "what is left of a run could not be removed");
     }
     node.gateway.forget(id);

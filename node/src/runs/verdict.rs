@@ -18,7 +18,10 @@ pub struct Verdict {
 impl Verdict {
     /// A verdict with its reason.
     pub fn new(status: RunStatus, reason: impl Into<String>) -> Self {
-        Self { status, reason: reason.into() }
+        Self {
+            status,
+            reason: reason.into(),
+        }
     }
 
     /// The run succeeded.
@@ -34,16 +37,20 @@ impl Verdict {
         use RunStatus as S;
         match outcome {
             Outcome::Exited(0) => Self::completed(),
-            Outcome::Exited(code) => {
-                Self::new(S::Crashed, format!("the algorithm ended with exit code {code}"))
-            }
+            Outcome::Exited(code) => Self::new(
+                S::Crashed,
+                format!("the algorithm ended with exit code {code}"),
+            ),
             Outcome::Signaled(SIGXFSZ) => Self::new(
                 S::Crashed,
-                format!("the algorithm tried to write a file of more than {output_limit} bytes, the limit of this node"),
+                format!(
+                    "the algorithm tried to write a file of more than {output_limit} bytes, the limit of this node"
+                ),
             ),
-            Outcome::Signaled(signal) => {
-                Self::new(S::Crashed, format!("the algorithm was ended by signal {signal}"))
-            }
+            Outcome::Signaled(signal) => Self::new(
+                S::Crashed,
+                format!("the algorithm was ended by signal {signal}"),
+            ),
             Outcome::OutOfMemory => Self::new(
                 S::Crashed,
                 "the algorithm used more memory than this node allows and was ended",
@@ -54,17 +61,22 @@ impl Verdict {
             ),
             Outcome::Cancelled => Self::new(S::Killed, "the algorithm was killed by request"),
             Outcome::FailedToStart(failure) => Self::failed_to_start(failure),
-            Outcome::Evicted(why) => {
-                Self::new(S::Crashed, format!("the container engine ended the algorithm: {why}"))
-            }
-            Outcome::NodeLost(why) => {
-                Self::new(S::Crashed, format!("the machine that ran the algorithm was lost: {why}"))
-            }
+            Outcome::Evicted(why) => Self::new(
+                S::Crashed,
+                format!("the container engine ended the algorithm: {why}"),
+            ),
+            Outcome::NodeLost(why) => Self::new(
+                S::Crashed,
+                format!("the machine that ran the algorithm was lost: {why}"),
+            ),
             Outcome::Lost(why) => Self::new(
                 S::UnknownError,
                 format!("the container engine lost track of the algorithm: {why}"),
             ),
-            _ => Self::new(S::UnknownError, "the algorithm ended in a way this node does not know"),
+            _ => Self::new(
+                S::UnknownError,
+                "the algorithm ended in a way this node does not know",
+            ),
         }
     }
 
@@ -79,7 +91,11 @@ impl Verdict {
         };
         Self::new(
             status,
-            format!("the algorithm was not started: {}: {}", failure.cause.as_str(), failure.message),
+            format!(
+                "the algorithm was not started: {}: {}",
+                failure.cause.as_str(),
+                failure.message
+            ),
         )
     }
 
@@ -146,11 +162,23 @@ mod tests {
             (Outcome::Cancelled, RunStatus::Killed),
             (start(StartFailureCause::ImageNotFound), RunStatus::NoImage),
             (start(StartFailureCause::ImageDenied), RunStatus::NoImage),
-            (start(StartFailureCause::RegistryUnreachable), RunStatus::NoImage),
-            (start(StartFailureCause::CommandNotFound), RunStatus::Crashed),
-            (start(StartFailureCause::MountUnusable), RunStatus::StartFailed),
+            (
+                start(StartFailureCause::RegistryUnreachable),
+                RunStatus::NoImage,
+            ),
+            (
+                start(StartFailureCause::CommandNotFound),
+                RunStatus::Crashed,
+            ),
+            (
+                start(StartFailureCause::MountUnusable),
+                RunStatus::StartFailed,
+            ),
             (start(StartFailureCause::Engine), RunStatus::StartFailed),
-            (Outcome::Evicted("daemon stopped".into()), RunStatus::Crashed),
+            (
+                Outcome::Evicted("daemon stopped".into()),
+                RunStatus::Crashed,
+            ),
             (Outcome::NodeLost("gone".into()), RunStatus::Crashed),
             (Outcome::Lost("no trace".into()), RunStatus::UnknownError),
         ];
@@ -158,19 +186,32 @@ mod tests {
             let verdict = Verdict::of(&outcome, 7);
             assert_eq!(verdict.status, status, "{outcome:?}");
             assert!(verdict.status.is_final());
-            assert_eq!(verdict.reason.is_empty(), outcome.is_success(), "{outcome:?}");
+            assert_eq!(
+                verdict.reason.is_empty(),
+                outcome.is_success(),
+                "{outcome:?}"
+            );
         }
         let too_large = Verdict::of(&Outcome::Signaled(25), 7);
-        assert!(too_large.reason.contains("more than 7 bytes"), "{too_large}");
+        assert!(
+            too_large.reason.contains("more than 7 bytes"),
+            "{too_large}"
+        );
     }
 
     #[test]
     fn the_log_ends_with_the_reason() {
         let crashed = Verdict::of(&Outcome::Exited(3), 7);
         let shared = crashed.log(&Printed::Shared("hello\n".into()));
-        assert_eq!(shared, "hello\n\n\n[node] the algorithm ended with exit code 3");
+        assert_eq!(
+            shared,
+            "hello\n\n\n[node] the algorithm ended with exit code 3"
+        );
         let withheld = crashed.log(&Printed::Withheld);
-        assert!(withheld.starts_with(NOT_SHARED) && withheld.ends_with("exit code 3"), "{withheld}");
+        assert!(
+            withheld.starts_with(NOT_SHARED) && withheld.ends_with("exit code 3"),
+            "{withheld}"
+        );
         assert_eq!(Verdict::completed().log(&Printed::Shared("x".into())), "x");
     }
 }

@@ -88,7 +88,11 @@ impl Bench {
 
     pub(crate) async fn ended(&self, id: &RunId) -> Result<RunStatus, Failure> {
         match tokio::time::timeout(PATIENCE, self.runtime.wait(id)).await {
-            Ok(status) => Ok(status?),
+            Ok(Ok(status)) => Ok(status),
+            Ok(Err(error)) => {
+                let status = self.runtime.status(id).await;
+                Err(format!("waiting for its end: {error}; its status is then {status:?}").into())
+            }
             Err(_) => {
                 let status = self.runtime.status(id).await?;
                 Err(format!("run {id} has not ended; it is {:?}", status.phase).into())

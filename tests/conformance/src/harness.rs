@@ -1,5 +1,6 @@
 //! What a runtime's author provides, and the run of all cases.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,12 @@ pub trait Harness: Send + Sync + 'static {
     /// skipped.
     async fn cut_connection(&self, _owner: &Owner) -> bool {
         false
+    }
+
+    /// A folder that the suite can write and the machine that runs the containers has under the
+    /// same path. `None`: there is none; the cases that need it are skipped.
+    fn shared_folder(&self) -> Option<PathBuf> {
+        None
     }
 }
 

@@ -93,6 +93,11 @@ impl Harness for Docker {
         asked.map_err(|error| Error::new(ErrorKind::Unexpected, error.to_string()))?
     }
 
+    /// The engine's socket is on this machine, and so is the engine.
+    fn shared_folder(&self) -> Option<PathBuf> {
+        Some(self.folder.path().to_owned())
+    }
+
     async fn cut_connection(&self, owner: &Owner) -> bool {
         let fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
         fronts.get(owner).is_some_and(|cuts| {

@@ -1,5 +1,6 @@
 //! The suite on the in-memory runtime.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use v6_runtime_conformance::{Harness, main as run, probe_memory};
 
 const PROBE: &str = "localhost/v6-probe:test";
 
-struct Memory(MemoryEngine);
+struct Memory(MemoryEngine, tempfile::TempDir);
 
 #[async_trait]
 impl Harness for Memory {
@@ -26,6 +27,10 @@ impl Harness for Memory {
         Ok(self.0.inventory(owner))
     }
 
+    fn shared_folder(&self) -> Option<PathBuf> {
+        Some(self.1.path().to_owned())
+    }
+
     async fn cut_connection(&self, _owner: &Owner) -> bool {
         self.0.cut_watches();
         true
@@ -37,5 +42,6 @@ fn main() -> ExitCode {
     engine
         .add(PROBE, MemoryImage::new(probe_memory::probe))
         .expect("the name is an image's");
-    run(Memory(engine))
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    run(Memory(engine, folder))
 }

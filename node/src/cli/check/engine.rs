@@ -18,13 +18,23 @@ pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn P
         Box::new(Engine(runtime.clone())),
         Box::new(Floors(runtime.clone())),
         Box::new(Limits(runtime.clone())),
+        Box::new(Connections(runtime.clone())),
         Box::new(Isolation(runtime.clone())),
     ];
-    for entry in config.policies.allowed_algorithms.iter().filter_map(|entry| entry.image()) {
+    for entry in config
+        .policies
+        .allowed_algorithms
+        .iter()
+        .filter_map(|entry| entry.image())
+    {
         probes.push(Box::new(Image {
             runtime: runtime.clone(),
             image: entry.clone(),
-            policy: if config.policies.require_pull { PullPolicy::Always } else { PullPolicy::IfNotPresent },
+            policy: if config.policies.require_pull {
+                PullPolicy::Always
+            } else {
+                PullPolicy::IfNotPresent
+            },
         }));
     }
     probes
@@ -34,11 +44,19 @@ pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn P
 #[must_use]
 pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
     let remedy = match error.kind() {
-        ErrorKind::Denied => "give this user access to the engine; who may use Docker's socket is root on this machine",
-        ErrorKind::Unavailable | ErrorKind::Timeout => "start the engine, or set runtime.docker.host to where it listens",
+        ErrorKind::Denied => {
+            "give this user access to the engine; who may use Docker's socket is root on this machine"
+        }
+        ErrorKind::Unavailable | ErrorKind::Timeout => {
+            "start the engine, or set runtime.docker.host to where it listens"
+        }
         _ => "correct the runtime: section of the configuration",
     };
-    let message = format!("{} cannot be used: {}", config.runtime.kind.name(), render(error));
+    let message = format!(
+        "{} cannot be used: {}",
+        config.runtime.kind.name(),
+        render(error)
+    );
     Finding::fail(message, remedy).with_exit(error.kind().into())
 }
 
@@ -53,10 +71,20 @@ impl Probe for Engine {
     async fn run(&self) -> Finding {
         match self.0.ping().await {
             Ok(info) => {
-                let facts: Vec<String> = info.facts.iter().map(|(name, value)| format!("{name} {value}")).collect();
-                Finding::ok(format!("{} {} ({})", info.name, info.version, facts.join(", ")))
+                let facts: Vec<String> = info
+                    .facts
+                    .iter()
+                    .map(|(name, value)| format!("{name} {value}"))
+                    .collect();
+                Finding::ok(format!(
+                    "{} {} ({})",
+                    info.name,
+                    info.version,
+                    facts.join(", ")
+                ))
             }
-            Err(error) => Finding::fail(render(&error), "look at the engine's own log").with_exit(error.kind().into()),
+            Err(error) => Finding::fail(render(&error), "look at the engine's own log")
+                .with_exit(error.kind().into()),
         }
     }
 }
@@ -72,12 +100,22 @@ impl Probe for Floors {
 
     async fn run(&self) -> Finding {
         let floor: &Floor = &self.0.capabilities().floor;
-        let missing: Vec<&str> = floor.iter().filter(|(_, kept)| !kept).map(|(name, _)| name).collect();
+        let missing: Vec<&str> = floor
+            .iter()
+            .filter(|(_, kept)| !kept)
+            .map(|(name, _)| name)
+            .collect();
         if missing.is_empty() {
             return Finding::ok("every part of the isolation floor is enforced");
         }
-        let message = format!("the engine does not enforce: {}", missing.join(", ").replace('_', " "));
-        Finding::fail(message, "change the engine's settings; until then algorithms are held less tightly than docs/security.md says")
+        let message = format!(
+            "the engine does not enforce: {}",
+            missing.join(", ").replace('_', " ")
+        );
+        Finding::fail(
+            message,
+            "change the engine's settings; until then algorithms are held less tightly than docs/security.md says",
+        )
     }
 }
 
@@ -91,13 +129,44 @@ impl Probe for Limits {
 
     async fn run(&self) -> Finding {
         let kinds = self.0.capabilities().resources;
-        let missing: Vec<&str> =
-            kinds.iter().filter(|(name, kept)| !kept && *name != "gpu").map(|(name, _)| name).collect();
+        let missing: Vec<&str> = kinds
+            .iter()
+            .filter(|(name, kept)| !kept && *name != "gpu")
+            .map(|(name, _)| name)
+            .collect();
         if missing.is_empty() {
-            return Finding::ok("processor, memory, processes and temporary files of each run are limited");
+            return Finding::ok(
+                "processor, memory, processes and temporary files of each run are limited",
+            );
         }
         let message = format!("the engine cannot limit: {}", missing.join(", "));
-        Finding::fail(message, "enable the cgroup controllers that this needs; runs that ask for such a limit are refused")
+        Finding::fail(
+            message,
+            "enable the cgroup controllers that this needs; runs that ask for such a limit are refused",
+        )
+    }
+}
+
+/// Whether runs can be given connections. The backend's reason, if not, is in the log.
+struct Connections(Arc<dyn Runtime>);
+
+#[async_trait]
+impl Probe for Connections {
+    fn name(&self) -> Cow<'_, str> {
+        "connections".into()
+    }
+
+    async fn run(&self) -> Finding {
+        if self.0.capabilities().egress {
+            return Finding::ok(
+                "runs can be given connections to HQ and to what runtime.egress grants",
+            );
+        }
+        let message = "runs cannot be given connections: central tasks and databases that are services are refused";
+        Finding::warn(
+            message,
+            "the log on standard error says why; docs/operating.md says what a node in a container needs",
+        )
     }
 }
 
@@ -119,15 +188,25 @@ impl Probe for Isolation {
             Ok(flows) => flows,
             Err(error) => {
                 let message = format!("the isolation could not be examined: {}", render(&error));
-                return Finding::fail(message, "no algorithm should run before this passes").with_exit(error.kind().into());
+                return Finding::fail(message, "no algorithm should run before this passes")
+                    .with_exit(error.kind().into());
             }
         };
-        let wrong: Vec<String> =
-            flows.iter().filter(|flow| !flow.holds).map(|flow| format!("{}: {}", flow.name, flow.seen)).collect();
+        let wrong: Vec<String> = flows
+            .iter()
+            .filter(|flow| !flow.holds)
+            .map(|flow| format!("{}: {}", flow.name, flow.seen))
+            .collect();
         if wrong.is_empty() {
-            Finding::ok(format!("{} ways in and out tried from inside a container, all as they must be", flows.len()))
+            Finding::ok(format!(
+                "{} ways in and out tried from inside a container, all as they must be",
+                flows.len()
+            ))
         } else {
-            Finding::fail(wrong.join("; "), "do not start the node; the engine lets containers do what they must not")
+            Finding::fail(
+                wrong.join("; "),
+                "do not start the node; the engine lets containers do what they must not",
+            )
         }
     }
 }

@@ -38,12 +38,22 @@ impl Probe for Hq {
         let version = match member.hq.version().await {
             Ok(version) => version,
             Err(error) => {
-                let message = format!("HQ let the node in, but does not tell its version: {}", render(&error));
-                return Finding::warn(message, "check that hq_url, port and api_path lead to HQ itself");
+                let message = format!(
+                    "HQ let the node in, but does not tell its version: {}",
+                    render(&error)
+                );
+                return Finding::warn(
+                    message,
+                    "check that hq_url, port and api_path lead to HQ itself",
+                );
             }
         };
         let name = &member.collaboration.name;
-        let encryption = if member.codec.is_encrypted() { "encrypted" } else { "not encrypted" };
+        let encryption = if member.codec.is_encrypted() {
+            "encrypted"
+        } else {
+            "not encrypted"
+        };
         let message = format!(
             "HQ {version} knows this node as \"{}\" of \"{}\" in collaboration \"{name}\" ({encryption})",
             member.us.node_name, member.organization
@@ -51,7 +61,10 @@ impl Probe for Hq {
         if version.starts_with(KNOWN) {
             Finding::ok(message)
         } else {
-            Finding::warn(message, format!("this node was tried with HQ {KNOWN}x; watch the first runs closely"))
+            Finding::warn(
+                message,
+                format!("this node was tried with HQ {KNOWN}x; watch the first runs closely"),
+            )
         }
     }
 }
@@ -60,7 +73,10 @@ fn failed(config: &Config, error: &JoinError) -> Finding {
     let message = render(error);
     let (remedy, exit) = match error {
         JoinError::SignIn(SignInError::WrongKey { .. }) => (
-            format!("check V6_NODE_NAME (\"{}\") and V6_API_KEY; HQ shows a new key after \"reset API key\"", config.name),
+            format!(
+                "check V6_NODE_NAME (\"{}\") and V6_API_KEY; HQ shows a new key after \"reset API key\"",
+                config.name
+            ),
             Exit::Denied,
         ),
         _ if error.is_retryable() => (
@@ -70,10 +86,14 @@ fn failed(config: &Config, error: &JoinError) -> Finding {
             ),
             Exit::Unavailable,
         ),
-        JoinError::EncryptionMismatch { .. } | JoinError::KeyFile { .. } | JoinError::Key { .. } | JoinError::Http(_) => {
-            ("correct the configuration".into(), Exit::Usage)
-        }
-        _ => ("ask the administrator of HQ whether this node still exists there".into(), Exit::Denied),
+        JoinError::EncryptionMismatch { .. }
+        | JoinError::KeyFile { .. }
+        | JoinError::Key { .. }
+        | JoinError::Http(_) => ("correct the configuration".into(), Exit::Usage),
+        _ => (
+            "ask the administrator of HQ whether this node still exists there".into(),
+            Exit::Denied,
+        ),
     };
     Finding::fail(message, remedy).with_exit(exit)
 }

@@ -8,6 +8,7 @@ mod outcomes;
 mod records;
 mod refusals;
 mod stopping;
+mod surroundings;
 mod watching;
 mod words;
 
@@ -20,6 +21,7 @@ pub(crate) fn all() -> Vec<Case> {
         outcomes::all(),
         words::all(),
         files::all(),
+        surroundings::all(),
         logs::all(),
         watching::all(),
         stopping::all(),

@@ -3,11 +3,11 @@
 use std::num::NonZeroU64;
 
 use v6_runtime::{
-    Capabilities, Digest, ErrorKind, ImageIdentity, ImageRef, Outcome, PullPolicy, ResolvedImage,
-    Resources, RunSpec, StartFailureCause,
+    Capabilities, Digest, ErrorKind, ImageIdentity, ImageRef, Mount, MountSource, Outcome,
+    PullPolicy, ResolvedImage, Resources, RunSpec, StartFailureCause,
 };
 
-use crate::bench::{Bench, run_id};
+use crate::bench::{Bench, path, run_id};
 use crate::case::{self, Verdict, equal, fails};
 
 case::cases! {
@@ -62,8 +62,11 @@ async fn a_missing_command_is_told_from_127(bench: Bench) -> case::Outcome {
             StartFailureCause::CommandNotFound,
         ),
         ("folder", "/tmp", StartFailureCause::CommandNotExecutable),
+        ("file", "/in/data", StartFailureCause::CommandNotExecutable),
     ] {
+        let data = Mount::new(MountSource::Inline("data".into()), path("/in/data"));
         let spec = bench.spec("").await?.with_command([command]);
+        let spec = spec.with_mount(data);
         let status = bench.finish(&run_id(id), &spec).await?;
         match status.outcome() {
             Some(Outcome::FailedToStart(failure)) => equal(command, failure.cause, wanted)?,

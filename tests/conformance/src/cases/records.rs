@@ -1,11 +1,14 @@
 //! Records: a run is started once, is found again, and is gone when cleaned up.
 
+use std::time::Duration;
+
 use v6_runtime::{
-    Accepted, Annotations, CleanedUp, CleanupOptions, ErrorKind, Outcome, RunPhase, Runtime,
+    Accepted, Annotations, Capabilities, CleanedUp, CleanupOptions, ErrorKind, InputStream, Mount,
+    MountSource, Outcome, Pending, RunId, RunPhase, Runtime,
 };
 
-use crate::bench::{Bench, run_id};
-use crate::case::{self, Verdict, equal, fails, holds};
+use crate::bench::{Bench, path, run_id};
+use crate::case::{self, Failure, Verdict, equal, fails, holds};
 
 case::cases! {
     run_returns_before_the_end: "run returns when the run is accepted, not when it is over";
@@ -22,6 +25,10 @@ case::cases! {
     owners_do_not_meet: "a run of another owner is neither listed, found, nor removed, also under the same id";
     similar_names_do_not_meet: "owners and runs whose names begin alike stay apart";
     a_dropped_run_can_be_repeated: "a dropped call of run leaves a state from which run can be called again";
+    #[needs(streams)]
+    a_cut_start_is_abandoned: "a call of run that is dropped while it reads its input leaves an Abandoned record, which another spec replaces";
+    #[needs(streams)]
+    a_cut_start_can_be_cleaned_up: "what a dropped call of run has left can be cleaned up, whole";
     many_at_once: "thirty runs at once end with thirty outcomes";
     a_lease_is_exclusive: "one process at a time holds the owner's lease, and dropping it frees it";
 }
@@ -376,6 +383,68 @@ async fn a_dropped_run_can_be_repeated(bench: Bench) -> case::Outcome {
             .cleanup(&id, CleanupOptions::default())
             .await?;
     }
+    Ok(Verdict::Passed)
+}
+
+fn streams(c: &Capabilities) -> Result<(), &'static str> {
+    c.mounts.stream.then_some(()).ok_or("mounts.stream")
+}
+
+/// Begins a run whose input never comes, waits for its record, and drops the call.
+async fn cut_start(bench: &Bench, id: &RunId) -> Result<(), Failure> {
+    let (reader, _never_written) = tokio::io::duplex(64);
+    let stream = MountSource::Stream(InputStream::once(1000, reader));
+    let mount = Mount::new(stream, path("/in/file"));
+    let spec = bench.spec("exit 1").await?.with_mount(mount);
+    let call = bench.runtime.run(id, &spec);
+    let recorded = async {
+        while bench.runtime.status(id).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let recorded = tokio::time::timeout(Duration::from_secs(60), recorded);
+    tokio::select! {
+        ended = call => Err(format!("run returned without its input: {ended:?}").into()),
+        recorded = recorded => recorded.map_err(|_| "there is no record".into()),
+    }
+}
+
+async fn a_cut_start_is_abandoned(bench: Bench) -> case::Outcome {
+    let id = run_id("cut");
+    cut_start(&bench, &id).await?;
+    let abandoned = RunPhase::Pending(Pending::Abandoned);
+    let told = async {
+        loop {
+            let phase = bench.runtime.status(&id).await?.phase;
+            if phase == abandoned {
+                return Ok::<_, Failure>(());
+            }
+            holds(&format!("it went on as {phase:?}"), phase.rank() == 0)?;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    match tokio::time::timeout(Duration::from_secs(60), told).await {
+        Ok(told) => told?,
+        Err(_) => return Err("it is not told as Abandoned".into()),
+    }
+    let spec = bench.spec("exit 8").await?;
+    let accepted = bench.runtime.run(&id, &spec).await?;
+    equal("run with another spec", accepted, Accepted::Created)?;
+    let outcome = bench.ended(&id).await?.outcome().cloned();
+    equal("its end", outcome, Some(Outcome::Exited(8)))?;
+    Ok(Verdict::Passed)
+}
+
+async fn a_cut_start_can_be_cleaned_up(bench: Bench) -> case::Outcome {
+    let id = run_id("cut");
+    cut_start(&bench, &id).await?;
+    let forced = CleanupOptions::default().with_force(true);
+    let removed = bench.runtime.cleanup(&id, forced).await?;
+    equal("cleanup", removed, CleanedUp::Removed)?;
+    let status = bench.runtime.status(&id).await;
+    fails("status", status, ErrorKind::NotFound)?;
+    let left = bench.leftovers().await?;
+    holds(&format!("left behind: {left:?}"), left.is_empty())?;
     Ok(Verdict::Passed)
 }
 

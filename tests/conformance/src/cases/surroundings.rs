@@ -1,0 +1,211 @@
+//! What surrounds the program: folders of the machine, scratch space, trust, groups, usage.
+
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use v6_runtime::{
+    Access, Capabilities, Mount, MountSource, Outcome, Resources, RunSpec, Runtime,
+    StartFailureCause, Trust,
+};
+
+use crate::bench::{Bench, path, run_id};
+use crate::case::{self, Failure, Verdict, equal, holds};
+use crate::probe::pattern;
+
+const MIB: u64 = 1 << 20;
+
+fn host_path(c: &Capabilities) -> Result<(), &'static str> {
+    c.mounts.host_path.then_some(()).ok_or("mounts.host_path")
+}
+
+/// Groups mean something only where there are users.
+fn groups(c: &Capabilities) -> Result<(), &'static str> {
+    let both = c.supplementary_groups && c.floor.non_root;
+    both.then_some(())
+        .ok_or("supplementary_groups with floor.non_root")
+}
+
+case::cases! {
+    #[needs(host_path)]
+    host_paths_are_mounted: "a file of the machine is read byte for byte and cannot be changed; a folder mounted for writing can";
+    #[needs(host_path)]
+    a_missing_host_path_is_an_outcome: "a path that the machine does not have is the outcome MountUnusable";
+    #[needs(|c: &Capabilities| c.mounts.scratch_limit.then_some(()).ok_or("mounts.scratch_limit"))]
+    a_scratch_limit_binds: "no more than its limit can be written to a scratch folder";
+    #[needs(|c: &Capabilities| c.resources.scratch.then_some(()).ok_or("resources.scratch"))]
+    the_temporary_folder_is_limited: "no more than the limit can be written to TMPDIR";
+    #[needs(|c: &Capabilities| c.trust.then_some(()).ok_or("trust"))]
+    trust_is_what_opens_the_root: "the root file system can be written by an image that is trusted to, and by no other";
+    #[needs(groups)]
+    further_groups_are_given: "the program has the group ids that the spec names";
+    #[needs(|c: &Capabilities| c.usage.then_some(()).ok_or("usage"))]
+    usage_is_told: "processor time and peak memory of a run are told after its end";
+}
+
+/// A folder that is removed at the end, and that the run's user may write.
+struct Shared(PathBuf);
+
+impl Shared {
+    fn new(bench: &Bench) -> Result<Option<Self>, Failure> {
+        use std::os::unix::fs::PermissionsExt;
+        let Some(above) = bench.harness.shared_folder() else {
+            return Ok(None);
+        };
+        let folder = Self(above.join(format!("{}-shared", bench.runtime.owner())));
+        let made = std::fs::create_dir(&folder.0).and_then(|()| {
+            // Whatever user the run has.
+            std::fs::set_permissions(&folder.0, std::fs::Permissions::from_mode(0o777))
+        });
+        made.map_err(|error| format!("{}: {error}", folder.0.display()))?;
+        Ok(Some(folder))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn at(source: &Path, target: &str) -> Mount {
+    Mount::new(MountSource::HostPath(source.to_owned()), path(target))
+}
+
+const NO_FOLDER: &str = "this harness shares no folder with the engine's machine";
+
+async fn host_paths_are_mounted(bench: Bench) -> case::Outcome {
+    let Some(shared) = Shared::new(&bench)? else {
+        return Ok(Verdict::Skipped(NO_FOLDER.into()));
+    };
+    let io = |error: std::io::Error| Failure::from(error.to_string());
+    let given = shared.0.join("given file");
+    let folder = shared.0.join("folder");
+    std::fs::write(&given, pattern(1000)).map_err(io)?;
+    std::fs::create_dir(&folder).map_err(io)?;
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&folder, open).map_err(io)?;
+    let id = run_id("host-paths");
+    let words = "verify /data/file 1000 then try write /data/file 3 then try write /closed/made 3 \
+                 then write /open/made 700";
+    let spec = bench
+        .spec(words)
+        .await?
+        .with_mount(at(&given, "/data/file"))
+        .with_mount(at(&folder, "/closed"))
+        .with_mount(at(&folder, "/open").with_access(Access::ReadWrite));
+    let status = bench.finish(&id, &spec).await?;
+    let log = String::from_utf8_lossy(&bench.log(&id).await?).into_owned();
+    let what = format!("its end ({log})");
+    equal(&what, status.outcome().cloned(), Some(Outcome::Exited(0)))?;
+    holds(
+        &format!("something was allowed: {log}"),
+        !log.contains("\"ok\":true"),
+    )?;
+    let read = |file: &Path| std::fs::read(file).map_err(io);
+    equal("the given file", read(&given)?, pattern(1000).to_vec())?;
+    equal(
+        "what the run made",
+        read(&folder.join("made"))?,
+        pattern(700).to_vec(),
+    )?;
+    Ok(Verdict::Passed)
+}
+
+async fn a_missing_host_path_is_an_outcome(bench: Bench) -> case::Outcome {
+    let nowhere = Path::new("/v6-conformance/no/such/path");
+    let spec = bench.spec("exit 0").await?.with_mount(at(nowhere, "/data"));
+    let status = bench.finish(&run_id("nowhere"), &spec).await?;
+    match status.outcome() {
+        Some(Outcome::FailedToStart(failure)) => {
+            equal("its cause", failure.cause, StartFailureCause::MountUnusable)?;
+        }
+        other => return Err(format!("wanted FailedToStart, got {other:?}").into()),
+    }
+    Ok(Verdict::Passed)
+}
+
+/// Below the limit works, above it does not.
+async fn is_limited(bench: &Bench, folder: &str, spec: RunSpec) -> Result<(), Failure> {
+    let id = run_id("limited");
+    let half = MIB / 2;
+    let words = format!(
+        "write {folder}/half {half} then try write {folder}/more {} then verify {folder}/half {half}",
+        4 * MIB
+    );
+    let spec = spec.with_args(words.split_whitespace());
+    let status = bench.finish(&id, &spec).await?;
+    let log = String::from_utf8_lossy(&bench.log(&id).await?).into_owned();
+    let what = format!("its end ({log})");
+    equal(&what, status.outcome().cloned(), Some(Outcome::Exited(0)))?;
+    holds(
+        &format!("4 MiB fitted into 1 MiB: {log}"),
+        log.contains("\"ok\":false"),
+    )
+}
+
+async fn a_scratch_limit_binds(bench: Bench) -> case::Outcome {
+    let mount = Mount::new(MountSource::Scratch(NonZeroU64::new(MIB)), path("/work"));
+    let spec = bench.spec("").await?.with_mount(mount);
+    is_limited(&bench, "/work", spec).await?;
+    Ok(Verdict::Passed)
+}
+
+async fn the_temporary_folder_is_limited(bench: Bench) -> case::Outcome {
+    let limit = NonZeroU64::new(MIB).ok_or("a MiB is not zero")?;
+    let spec = bench.spec("").await?;
+    let spec = spec.with_resources(Resources::default().with_scratch_bytes(limit));
+    is_limited(&bench, "/tmp", spec).await?;
+    Ok(Verdict::Passed)
+}
+
+async fn trust_is_what_opens_the_root(bench: Bench) -> case::Outcome {
+    // The root belongs to root, which is the probe image's user.
+    let user = Trust::default().with_image_user(true);
+    for (id, trust, allowed) in [
+        ("closed", user, false),
+        ("open", user.with_writable_root(true), true),
+    ] {
+        let spec = bench.spec("try write /made 10").await?.with_trust(trust);
+        bench.finish(&run_id(id), &spec).await?;
+        let log = String::from_utf8_lossy(&bench.log(&run_id(id)).await?).into_owned();
+        let wanted = format!("\"ok\":{allowed}");
+        holds(&format!("{id}: {log}"), log.contains(&wanted))?;
+    }
+    Ok(Verdict::Passed)
+}
+
+async fn further_groups_are_given(bench: Bench) -> case::Outcome {
+    let id = run_id("groups");
+    let spec = bench.spec("identity").await?;
+    bench
+        .finish(&id, &spec.with_supplementary_groups([12_345, 23_456]))
+        .await?;
+    let log = bench.log(&id).await?;
+    let report: serde_json::Value =
+        serde_json::from_slice(&log).map_err(|error| format!("{error}: {log:?}"))?;
+    let groups = report["groups"].as_array().cloned().unwrap_or_default();
+    for wanted in [12_345, 23_456] {
+        holds(
+            &format!("{wanted} is not in {groups:?}"),
+            groups.contains(&wanted.into()),
+        )?;
+    }
+    holds("it is in root's group", !groups.contains(&0.into()))?;
+    Ok(Verdict::Passed)
+}
+
+async fn usage_is_told(bench: Bench) -> case::Outcome {
+    let spec = bench.spec("allocate 16 then spin 300").await?;
+    let status = bench.finish(&run_id("busy"), &spec).await?;
+    let (cpu, memory) = (status.usage.cpu, status.usage.peak_memory_bytes);
+    holds(
+        &format!("300 ms of work took {cpu:?} of a processor"),
+        cpu.is_some_and(|cpu| cpu >= Duration::from_millis(100)),
+    )?;
+    holds(
+        &format!("16 MiB of memory were {memory:?} bytes"),
+        memory.is_some_and(|bytes| bytes >= 16 * MIB),
+    )?;
+    Ok(Verdict::Passed)
+}
