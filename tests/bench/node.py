@@ -13,8 +13,11 @@ an algorithm ended is the engine's word. Time in which the node waited for an an
 is taken out of "own" times and left in "with HQ" ones. Memory is RssAnon: what the process
 needs for itself.
 
---json prints a list of {name, unit, ours, reference, ratio}. There is nothing to compare
-these numbers with, so reference and ratio are null; the table has the project's aims.
+The engine's part after a run's end is compared with the bare calls that it cannot do
+without, made here in turns with the runs: wait, inspect, one file, the log.
+
+--json prints a list of {name, unit, ours, reference, ratio}; reference and ratio are null
+where there is nothing to compare with. The table has the project's aims, too.
 """
 
 from __future__ import annotations
@@ -36,8 +39,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "end-to-end"))
 
 import bed  # noqa: E402
+import engine  # noqa: E402
 import run as end_to_end  # noqa: E402
-from bed import Collaboration, until  # noqa: E402
+from bed import UNRULY, Collaboration, until  # noqa: E402
 
 # For how long memory is looked at, in seconds.
 LOOKED_AT = 5.0
@@ -50,10 +54,18 @@ class Row:
     unit: str
     ours: float
     aim: float | None = None
+    reference: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.reference is None else self.ours / self.reference
 
     def json(self) -> dict:
-        return {"name": self.name, "unit": self.unit, "ours": round(self.ours, 3),
-                "reference": None, "ratio": None}
+        def rounded(number: float | None) -> float | None:
+            return None if number is None else round(number, 3)
+
+        return {"name": self.name, "unit": self.unit, "ours": rounded(self.ours),
+                "reference": rounded(self.reference), "ratio": rounded(self.ratio)}
 
 
 def say(text: str) -> None:
@@ -109,6 +121,10 @@ class Times:
     # From the container's exit until the node has heard of it and has read output and log.
     end_engine: float
 
+    @property
+    def end_node(self) -> float:
+        return self.end_own - self.end_engine
+
     @classmethod
     def of(cls, events: list[dict], task: int, run: int) -> Times:
         heard = first(events, "HQ announced a task", task=task)["at"]
@@ -155,17 +171,36 @@ def prepare(at: Collaboration, runs: int) -> Log:
     return log
 
 
-def one_at_a_time(at: Collaboration, log: Log, tasks: int) -> list[Times]:
-    sent = []
-    for _ in range(tasks):
+def bare_calls(number: int) -> float:
+    """From a container's exit until its result and log are read, in milliseconds."""
+    command = ["python3", "-c", "open('/result', 'w').write('good'); print('begun')"]
+    name = f"v6-bench-{os.getpid()}-{number}"
+    container = engine.Container(name, Image=UNRULY, Cmd=command,
+                                 HostConfig={"NetworkMode": "none"})
+    try:
+        container.start()
+        container.wait()
+        # Of nanoseconds, Python reads the microseconds.
+        exited = datetime.fromisoformat(container.state()["FinishedAt"])
+        engine.call("GET", f"{container.path}/archive", path="/result")
+        container.log()
+        return (datetime.now(UTC) - exited).total_seconds() * 1000
+    finally:
+        container.remove()
+
+
+def one_at_a_time(at: Collaboration, log: Log, tasks: int) -> tuple[list[Times], list[float]]:
+    sent, bare = [], []
+    for number in range(tasks):
         task = at.start("good")
         run = at.ended(task)
         if run.status != "completed":
             raise AssertionError(f"run {run.id}: {run.status}: {run.log}")
         sent.append((task, run.id))
+        bare.append(bare_calls(number))
     until(lambda: at.node.runs() == [], 30, "nothing is left at the engine")
     events = log.events()
-    return [Times.of(events, task, run) for task, run in sent]
+    return [Times.of(events, task, run) for task, run in sent], bare
 
 
 def many_at_once(at: Collaboration, runs: int) -> float:
@@ -189,19 +224,22 @@ def many_at_once(at: Collaboration, runs: int) -> float:
     return memory
 
 
-def times_rows(times: list[Times]) -> list[Row]:
+def times_rows(times: list[Times], bare: list[float]) -> list[Row]:
     measures = (
-        ("HQ's event to the first engine call, own time", "start_own", 20.0),
-        ("HQ's event to the first engine call, with HQ", "start", None),
-        ("container's exit to result accepted, own and the engine's time", "end_own", 50.0),
-        ("container's exit to output and log read, without HQ", "end_engine", None),
-        ("container's exit to result accepted, with HQ", "end", None),
+        ("HQ's event to the first engine call, own time", "start_own", 20.0, None),
+        ("HQ's event to the first engine call, with HQ", "start", None, None),
+        ("container's exit to result accepted, without HQ", "end_own", 50.0, None),
+        ("of this, until output and log are read from the engine", "end_engine", None, bare),
+        ("of this, the node's own after that", "end_node", None, None),
+        ("container's exit to result accepted, with HQ", "end", None, None),
     )
     rows = []
-    for name, field, aim in measures:
+    for name, field, aim, reference in measures:
         values = [getattr(one, field) for one in times]
-        rows += [Row(f"{name}, median", "ms", statistics.median(values), aim),
-                 Row(f"{name}, max", "ms", max(values))]
+        for word, of in (("median", statistics.median), ("max", max)):
+            rows.append(Row(f"{name}, {word}", "ms", of(values),
+                            aim if of is statistics.median else None,
+                            reference and of(reference)))
     return rows
 
 
@@ -211,7 +249,7 @@ def measure(tasks: int, runs: int) -> list[Row]:
     log = prepare(at, runs)
     say("the node is online and idle")
     rows = [Row("RssAnon, idle", "MB", most(at.node.process.pid), 20.0)]
-    rows += times_rows(one_at_a_time(at, log, tasks))
+    rows += times_rows(*one_at_a_time(at, log, tasks))
     rows.append(Row(f"RssAnon, idle after {tasks} runs", "MB", most(at.node.process.pid), 20.0))
     rows.append(Row(f"RssAnon, {runs} runs in progress", "MB", many_at_once(at, runs)))
     rows.append(Row(f"RssAnon, idle after {runs} runs at once", "MB", most(at.node.process.pid)))
@@ -229,11 +267,14 @@ def machine() -> str:
 
 def table(rows: list[Row], where: str) -> str:
     command = shlex.join(["tests/bench/node.py", *sys.argv[1:]])
-    lines = [f"`{command}`: {where}.", "", "| measure | unit | ours | aim |",
-             "| --- | --- | --: | --: |"]
+    lines = [f"`{command}`: {where}.", "", "| measure | unit | ours | aim | reference | ratio |",
+             "| --- | --- | --: | --: | --: | --: |"]
     for row in rows:
-        aim = "" if row.aim is None else f"{row.aim:g}"
-        lines.append(f"| {row.name} | {row.unit} | {row.ours:.1f} | {aim} |")
+        aim, reference, ratio = (
+            "" if number is None else f"{number:{form}}"
+            for number, form in ((row.aim, "g"), (row.reference, ".1f"), (row.ratio, ".2f")))
+        cells = (row.name, row.unit, f"{row.ours:.1f}", aim, reference, ratio)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ def _connection() -> http.client.HTTPConnection:
     return http.client.HTTPConnection(address.hostname, address.port, timeout=120)
 
 
-def call(method: str, path: str, body: Any = None, **query: Any) -> bytes:
+def call(method: str, path: str, body: Any = None, /, **query: Any) -> bytes:
     """One request; the answer's body. A body that is not bytes is sent as JSON."""
     kind = "application/x-tar"
     if body is not None and not isinstance(body, bytes):
