@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use bollard::models::Volume;
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 use v6_runtime::{
     Accepted, ErrorKind, MountSource, Pending, RunId, RunPhase, RunSpec, Secret, SpecDigest,
 };
@@ -21,11 +22,13 @@ use crate::{archive, files_image, translate};
 const LATE_CALLS: usize = 5;
 
 impl Shared {
-    /// Accepts a run, once.
+    /// Accepts a run, once. When nobody waits for the answer any more, input that is not there yet
+    /// is not waited for either: it may never come, and others wait for the run's lock.
     pub(crate) async fn run(
         self: &Arc<Self>,
         id: &RunId,
         spec: &RunSpec,
+        dropped: &CancellationToken,
     ) -> v6_runtime::Result<Accepted> {
         self.capabilities.admit(spec)?;
         self.start_watching().await;
@@ -50,7 +53,7 @@ impl Shared {
         let record = Record::new(id, spec, SystemTime::now());
         let undriven = Undriven { shared: self, id };
         self.set_pending(id, Some(Pending::Accepted));
-        let volume = match self.store(&record, spec).await {
+        let volume = match self.store(&record, spec, dropped).await {
             Ok(volume) => volume,
             Err(error) => {
                 // What is in the way of others is left as it is; what is ours goes.
@@ -74,11 +77,23 @@ impl Shared {
     }
 
     /// Makes the record and puts the files.
-    async fn store(self: &Arc<Self>, record: &Record, spec: &RunSpec) -> Result<Volume> {
+    async fn store(
+        self: &Arc<Self>,
+        record: &Record,
+        spec: &RunSpec,
+        dropped: &CancellationToken,
+    ) -> Result<Volume> {
         let files = self.name(&record.id, Part::Files);
         let volume = self.make_record(record, &files).await?;
         let entries = container::files(spec, &self.config);
-        archive::put(&self.engine.docker, &files, STORE, entries).await?;
+        tokio::select! {
+            biased;
+            put = archive::put(&self.engine.docker, &files, STORE, entries) => put?,
+            () = dropped.cancelled() => {
+                let message = "the call was dropped while its input was read";
+                return Err(v6_runtime::Error::new(ErrorKind::Unavailable, message).into());
+            }
+        }
         Ok(volume)
     }
 

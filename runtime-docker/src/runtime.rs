@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio_util::sync::CancellationToken;
 use v6_runtime::{
     Accepted, CancelOptions, Cancelled, Capabilities, CleanedUp, CleanupOptions, Connection,
     EngineInfo, Error, ErrorKind, ImageRef, Lease, LogChunk, LogOptions, OutputName, Owner,
@@ -175,7 +176,9 @@ impl Runtime for DockerRuntime {
 
     async fn run(&self, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
         let (shared, run, spec) = (self.shared.clone(), id.clone(), spec.clone());
-        let accepted = whole(async move { Box::pin(shared.run(&run, &spec)).await });
+        let dropped = CancellationToken::new();
+        let _when_dropped = dropped.clone().drop_guard();
+        let accepted = whole(async move { Box::pin(shared.run(&run, &spec, &dropped)).await });
         told(accepted.await, "run", Some(id))
     }
 

@@ -236,8 +236,21 @@ impl MemoryEngine {
     /// Breaks every watch. It comes back by itself soon after, and what happened in between is
     /// known only from the snapshot that follows.
     pub fn cut_watches(&self) {
+        self.cut(|_| true);
+    }
+
+    /// The same, of one owner only.
+    pub fn cut_watches_of(&self, owner: &Owner) {
+        self.cut(|whose| whose == owner);
+    }
+
+    fn cut(&self, of: impl Fn(&Owner) -> bool) {
         let mut state = self.state();
-        let cut: Vec<u64> = state.values.keys().copied().collect();
+        let values = state.values.iter();
+        let cut: Vec<u64> = values
+            .filter(|(_, value)| of(&value.owner))
+            .map(|(id, _)| *id)
+            .collect();
         for value in &cut {
             state.disconnect(*value, "the watch was cut");
         }

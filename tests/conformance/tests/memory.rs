@@ -31,8 +31,8 @@ impl Harness for Memory {
         Some(self.1.path().to_owned())
     }
 
-    async fn cut_connection(&self, _owner: &Owner) -> bool {
-        self.0.cut_watches();
+    async fn cut_connection(&self, owner: &Owner) -> bool {
+        self.0.cut_watches_of(owner);
         true
     }
 }
