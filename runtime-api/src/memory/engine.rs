@@ -335,7 +335,7 @@ impl MemoryEngine {
             .collect()
     }
 
-    /// The engine's clock. It stands still and leaps with Tokio's, see [`tokio::time::pause`].
+    /// The engine's clock. It stands still and leaps with Tokio's, see `tokio::time::pause`.
     #[must_use]
     pub fn now(&self) -> SystemTime {
         self.0.begun.0 + self.0.begun.1.elapsed()

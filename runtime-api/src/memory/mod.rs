@@ -40,7 +40,7 @@
 //! # Time
 //!
 //! All waiting is by Tokio's clock, nothing runs on a thread of its own, and
-//! [`MemoryEngine::now`] follows: under [`tokio::time::pause`] deadlines and graces pass at once
+//! [`MemoryEngine::now`] follows: under `tokio::time::pause` deadlines and graces pass at once
 //! and in the right order. A program that blocks its thread cannot be ended.
 //!
 //! # Limits
