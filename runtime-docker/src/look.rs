@@ -48,12 +48,13 @@ impl Shared {
         id: &RunId,
     ) -> Result<(Option<Look>, Option<ContainerInspectResponse>)> {
         let name = self.name(id, Part::Run);
-        let volumes = self.volumes_of(id);
-        let (volumes, container) = tokio::try_join!(volumes, self.engine.container(&name))?;
-        let Some(volumes) = self.sort(volumes).pop() else {
+        // In this order: a mark is made before the stop that it explains.
+        let container = self.engine.container(&name).await?;
+        let Some(volumes) = self.sort(self.volumes_of(id).await?).pop() else {
             return Ok((None, container));
         };
-        Ok((Some(self.judge(volumes?, container).await?), None))
+        let look = Box::pin(self.judge(volumes?, container)).await?;
+        Ok((Some(look), None))
     }
 
     /// The volumes that have the names of a run's record and marks. Asked for one by one: a listing
@@ -85,13 +86,20 @@ impl Shared {
             .map(|name| name.trim_start_matches('/').to_owned())
             .collect();
         let looks = self.sort(volumes).into_iter().map(|volumes| async {
-            let volumes = volumes?;
+            let mut volumes = volumes?;
             let name = self.name(&volumes.record.id, Part::Run);
             let container = if with_container.contains(&name) {
                 self.engine.container(&name).await?
             } else {
                 None
             };
+            if container.as_ref().is_some_and(translate::has_ended) {
+                // What was marked since the listing may explain this end.
+                let fresh = self.volumes_of(&volumes.record.id).await?;
+                if let Some(fresh) = self.sort(fresh).pop() {
+                    volumes = fresh?;
+                }
+            }
             self.judge(volumes, container).await
         });
         Ok(stream::iter(looks)
@@ -128,17 +136,8 @@ impl Shared {
         volumes: Volumes,
         container: Option<ContainerInspectResponse>,
     ) -> Result<Look> {
-        let Volumes { record, mut marks } = volumes;
+        let Volumes { record, marks } = volumes;
         let container = container.filter(|container| self.is_ours(container, &record));
-        if container.as_ref().is_some_and(translate::has_ended) {
-            // A mark is made before the stop that it explains, and may be younger than this look.
-            let fresh = self.sort(self.volumes_of(&record.id).await?).pop();
-            if let Some(fresh) = fresh.transpose()?
-                && fresh.record.attempt == record.attempt
-            {
-                marks = fresh.marks;
-            }
-        }
         let container = match container {
             Some(container) if marks.cancelled.is_none() && marks.deadline.is_none() => {
                 Some(Box::pin(self.with_late_news(container)).await?)
@@ -156,6 +155,15 @@ impl Shared {
             None if marks.failed.is_none() && driven.is_none() => {
                 let name = self.name(&record.id, Part::Files);
                 files = self.engine.container(&name).await?.is_some();
+                if !files {
+                    // Unless it was started between the two looks, it is lost.
+                    let name = self.name(&record.id, Part::Run);
+                    let again = self.engine.container(&name).await?;
+                    if again.as_ref().is_some_and(|it| self.is_ours(it, &record)) {
+                        let volumes = Volumes { record, marks };
+                        return Box::pin(self.judge(volumes, again)).await;
+                    }
+                }
             }
             None => {}
         }

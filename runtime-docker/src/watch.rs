@@ -12,7 +12,7 @@ use v6_runtime::RunId;
 
 use crate::error::{Error, Result};
 use crate::look::Look;
-use crate::record;
+use crate::record::{self, Part};
 use crate::state::Shared;
 use crate::time;
 
@@ -180,7 +180,17 @@ fn ended() -> Error {
 fn run_of(shared: &Shared, event: &EventMessage) -> Option<RunId> {
     let attributes = event.actor.as_ref()?.attributes.as_ref()?;
     let name = attributes.get("name")?;
-    Some(record::identify(shared.owner(), name, attributes)?.0)
+    let (id, part) = record::identify(shared.owner(), name, attributes)?;
+    if event.action.as_deref() == Some("destroy") {
+        // Our own work, of which nobody has to be told: a cleanup that is done, and the removal of
+        // what is not needed after the start.
+        let known = shared.hub.get(&id)?;
+        let started = known.phase.rank() > 0 || shared.pending(&id).is_some();
+        if part == Part::Files && started {
+            return None;
+        }
+    }
+    Some(id)
 }
 
 async fn list(shared: &Arc<Shared>) -> Result<()> {
