@@ -260,7 +260,11 @@ class Bed:
         self.services = Services()
         self.collaborations: dict[str, Collaboration] = {}
         if self.services.ours:
-            self.services.build_images()
+            try:
+                self.services.build_images()
+            except BaseException:  # a signal, too: nobody else knows of these services yet
+                self.services.close(keep_logs=True)
+                raise
 
     def collaboration(self, name: str, encrypted: bool = False) -> Collaboration:
         if name not in self.collaborations:
