@@ -125,9 +125,11 @@ async fn ends_are_told_apart() {
     for (name, _, wanted) in &cases {
         let status = docker.wait(&id(name)).await.unwrap();
         assert_eq!(status.outcome(), Some(wanted), "{name}");
+        assert!(status.started <= status.finished, "{name}: {status:?}");
+        // On a machine under load the deadline may pass before the start.
         assert!(
-            status.started <= status.finished && status.started.is_some(),
-            "{name}"
+            status.started.is_some() || *wanted == Outcome::DeadlineExceeded,
+            "{name}: {status:?}"
         );
     }
     for (name, command, wanted) in [
