@@ -1,28 +1,26 @@
 //! The gateway against a real HQ 5.0: a subtask from an algorithm's request to its result.
 //!
-//! `V6_TEST_HQ` and `V6_TEST_HQ_ENCRYPTED` name the JSON files that `tests/services` writes when
-//! it has filled an HQ with a collaboration of the kind, two nodes, and a service account that
-//! acts as the user. Without it a line `SKIP name: reason` is printed and the test is listed as
-//! ignored.
+//! `V6_TEST_HQ` and `V6_TEST_HQ_ENCRYPTED` name the files of its contents, see [`real_hq`]: a
+//! collaboration of the kind each. Without it a line `SKIP name: reason` is printed and the test
+//! is listed as ignored.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "skips are told on stdout")]
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+mod real_hq;
 
-use libtest_mimic::{Arguments, Trial};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use libtest_mimic::Arguments;
+use real_hq::{Needs, User, node, text, trial};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 use v6_node::crypto::{Codec, PrivateKey, decode_lenient, encode};
 use v6_node::gateway::{Gateway, Limits, proxy_grant};
-use v6_node::hq::{
-    Credentials, Hq, HqAddress, Http, HttpSettings, Identity, PatchOutcome, RunPatch, RunStatus,
-    Tokens,
-};
+use v6_node::hq::{PatchOutcome, RunPatch, RunStatus};
 use v6_node::runs::{Destination, RunContext, Target};
 use v6_node::secret::Secret;
 use v6_runtime::{Connection, RunId};
@@ -34,104 +32,15 @@ fn main() {
         ("a_subtask_with_encryption", "V6_TEST_HQ_ENCRYPTED", true),
     ]
     .map(|(name, variable, encrypted)| {
-        let seed = std::env::var(variable).ok().map(|path| {
-            serde_json::from_str::<Value>(&std::fs::read_to_string(path).unwrap()).unwrap()
-        });
-        let reason = match &seed {
-            None => Some(format!(
-                "needs a real HQ 5.0 ({variable} names the file of its contents)"
-            )),
-            Some(seed) if seed["service_user"].is_null() => {
-                Some(format!("needs a service account in the file of {variable}"))
-            }
-            Some(_) => None,
+        let needs = Needs {
+            variable,
+            user: true,
         };
-        if let Some(reason) = &reason
-            && !arguments.list
-        {
-            println!("SKIP gateway_hq::{name}: {reason}");
-        }
-        let ignored = reason.is_some();
-        Trial::test(name, move || {
-            let seed = seed.ok_or_else(|| format!("{variable} is not set"))?;
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()?;
-            runtime.block_on(async {
-                let test = a_subtask(&seed, encrypted);
-                tokio::time::timeout(Duration::from_secs(60), test)
-                    .await
-                    .map_err(|_| "not done after 60 s")
-            })?;
-            Ok(())
+        trial("gateway_hq", name, &needs, arguments.list, move |seed| {
+            Box::pin(async move { a_subtask(&seed, encrypted).await })
         })
-        .with_ignored_flag(ignored)
     });
     libtest_mimic::run(&arguments, trials.into()).exit();
-}
-
-fn text<'a>(of: &'a Value, key: &str) -> &'a str {
-    of[key].as_str().unwrap()
-}
-
-async fn node(seed: &Value, index: usize) -> (Hq, Identity) {
-    let http = Http::new(HttpSettings::default()).unwrap();
-    let node = &seed["nodes"][index];
-    let credentials = Credentials {
-        keycloak: Url::parse(text(seed, "auth_url")).unwrap(),
-        realm: text(seed, "realm").to_owned(),
-        node_name: text(node, "name").to_owned(),
-        api_key: Secret::new(text(node, "api_key")),
-    };
-    let tokens = Tokens::sign_in(&http, credentials).await.unwrap();
-    let address = HqAddress::new(Url::parse(text(seed, "hq_url")).unwrap()).unwrap();
-    let hq = Hq::new(http, address, tokens);
-    let identity = hq.whoami().await.unwrap();
-    (hq, identity)
-}
-
-/// The user: a service account, so that no browser is needed.
-struct User {
-    client: reqwest::Client,
-    base: String,
-    token: String,
-}
-
-impl User {
-    async fn new(seed: &Value) -> Self {
-        let client = reqwest::Client::builder()
-            .pool_max_idle_per_host(0)
-            .build()
-            .unwrap();
-        let account = &seed["service_user"];
-        let url = format!(
-            "{}/realms/{}/protocol/openid-connect/token",
-            text(seed, "auth_url"),
-            text(seed, "realm")
-        );
-        let form = [
-            ("grant_type", "client_credentials"),
-            ("client_id", text(account, "client_id")),
-            ("client_secret", text(account, "client_secret")),
-            ("scope", "openid"),
-        ];
-        let answer = client.post(url).form(&form).send().await.unwrap();
-        let answer: Value = answer.json().await.unwrap();
-        Self {
-            client,
-            base: text(seed, "hq_url").to_owned(),
-            token: text(&answer, "access_token").to_owned(),
-        }
-    }
-
-    async fn post(&self, path: &str, body: Value) -> i64 {
-        let request = self.client.post(format!("{}/{path}", self.base));
-        let answer = request.bearer_auth(&self.token).json(&body).send().await;
-        let text = answer.unwrap().text().await.unwrap();
-        let answer: Value = serde_json::from_str(&text).unwrap();
-        answer["id"].as_i64().expect(&text)
-    }
 }
 
 /// The gateway, serving what is sent to it.
@@ -197,20 +106,14 @@ async fn a_subtask(seed: &Value, encrypted: bool) {
 
     let user = User::new(seed).await;
     let collaboration = &seed["collaboration"]["id"];
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let session = json!({
-        "name": format!("g{}", now.as_nanos()), "collaboration_id": collaboration, "scope": "own",
-    });
-    let session = user.post("session", session).await;
+    let session = user.session(seed).await;
     let central = json!({
         "name": "central", "image": "localhost/none:1", "description": "", "method": "m",
         "organizations": [{"id": us.organization, "arguments": codec.encode(b"{}", &public).unwrap()}],
         "databases": [], "session_id": session, "collaboration_id": collaboration,
         "action": "central_compute",
     });
-    let central = user.post("task", central).await;
+    let central = user.create("task", central).await;
 
     let run = north
         .open_runs(us.node, Some(central))

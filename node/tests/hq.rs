@@ -1,31 +1,32 @@
 //! The client against a real HQ 5.0.
 //!
-//! `V6_TEST_HQ` names the JSON file that `tests/services` writes when it has filled an HQ:
-//! addresses, two nodes, and a service account that acts as the user (`seed.py --role
-//! "Collaboration Admin" --service-user NAME`; it makes sessions and tasks, and kills). Without it, or for
-//! tests that need the account and find none, a line `SKIP name: reason` is printed and
-//! the test is listed as ignored.
+//! `V6_TEST_HQ` names the file of its contents, see [`real_hq`]. Without it, or for tests that
+//! need the service account and find none, a line `SKIP name: reason` is printed and the test is
+//! listed as ignored.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "skips are told on stdout")]
+
+mod real_hq;
 
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
+use real_hq::{Needs, Running, User, credentials, http, node, text, trial};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 use v6_node::crypto::{Codec, PrivateKey};
 use v6_node::hq::{
-    BytesSource, Column, Credentials, Emit, Event, FileSource, Hq, HqAddress, Http, HttpSettings,
-    Identity, Kill, NodeInfo, PatchOutcome, Retry, RunPatch, RunStatus, SignInError, Socket,
-    SocketEvents, SocketSettings, Tokens,
+    BytesSource, Column, Emit, Event, FileSource, Hq, HqAddress, Identity, Kill, NodeInfo,
+    PatchOutcome, Retry, RunPatch, RunStatus, SignInError, Socket, SocketEvents, SocketSettings,
+    Tokens,
 };
 use v6_node::secret::Secret;
 
-type Test = fn(Arc<Value>) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+type Test = fn(Arc<Value>) -> Running;
 
 macro_rules! tests {
     ($($name:ident),+ $(,)?) => {
@@ -34,11 +35,7 @@ macro_rules! tests {
 }
 
 fn main() {
-    let arguments = Arguments::from_args();
-    let seed = std::env::var("V6_TEST_HQ").ok().map(|path| {
-        let text = std::fs::read_to_string(path).unwrap();
-        Arc::new(serde_json::from_str::<Value>(&text).unwrap())
-    });
+    let mut arguments = Arguments::from_args();
     let alone = tests![
         a_wrong_key_is_final,
         keycloak_out_of_reach_is_not,
@@ -55,150 +52,24 @@ fn main() {
         a_kill_is_heard,
         a_session_and_its_end,
     ];
-    let missing_user = seed
-        .as_ref()
-        .is_some_and(|seed| seed["service_user"].is_null());
     let trials = alone
-        .iter()
         .map(|test| (test, false))
-        .chain(with_user.iter().map(|test| (test, true)));
-    let trials = trials
-        .map(|((name, test), needs_user)| {
-            let reason = match &seed {
-                None => Some("needs a real HQ 5.0 (V6_TEST_HQ names the file of its contents)"),
-                Some(_) if needs_user && missing_user => {
-                    Some("needs a service account in the file of V6_TEST_HQ")
-                }
-                Some(_) => None,
+        .into_iter()
+        .chain(with_user.map(|test| (test, true)))
+        .map(|((name, test), user)| {
+            let needs = Needs {
+                variable: "V6_TEST_HQ",
+                user,
             };
-            if let Some(reason) = reason
-                && !arguments.list
-            {
-                println!("SKIP hq::{name}: {reason}");
-            }
-            let (test, seed) = (*test, seed.clone());
-            Trial::test(*name, move || {
-                let seed = seed.ok_or("V6_TEST_HQ is not set")?;
-                let runtime = tokio::runtime::Builder::new_multi_thread()
-                    .worker_threads(2)
-                    .enable_all()
-                    .build()?;
-                runtime.block_on(async {
-                    tokio::time::timeout(Duration::from_secs(60), test(seed))
-                        .await
-                        .map_err(|_| "not done after 60 s")
-                })?;
-                Ok(())
-            })
-            .with_ignored_flag(reason.is_some())
+            trial("hq", name, &needs, arguments.list, test)
         })
         .collect();
-    let mut arguments = arguments;
     // The tests share two nodes at HQ, and a node has one socket.
     arguments.test_threads = Some(1);
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-fn http() -> Http {
-    Http::new(HttpSettings::default()).unwrap()
-}
-
-fn text<'a>(of: &'a Value, key: &str) -> &'a str {
-    of[key].as_str().unwrap()
-}
-
-fn credentials(seed: &Value, index: usize) -> Credentials {
-    let node = &seed["nodes"][index];
-    Credentials {
-        keycloak: Url::parse(text(seed, "auth_url")).unwrap(),
-        realm: text(seed, "realm").to_owned(),
-        node_name: text(node, "name").to_owned(),
-        api_key: Secret::new(text(node, "api_key")),
-    }
-}
-
-async fn node(seed: &Value, index: usize) -> (Hq, Identity) {
-    let http = http();
-    let tokens = Tokens::sign_in(&http, credentials(seed, index))
-        .await
-        .unwrap();
-    let address = HqAddress::new(Url::parse(text(seed, "hq_url")).unwrap()).unwrap();
-    let hq = Hq::new(http, address, tokens);
-    let identity = hq.whoami().await.unwrap();
-    (hq, identity)
-}
-
-/// The user: a service account, so that no browser is needed.
-struct User {
-    client: reqwest::Client,
-    base: String,
-    token: String,
-}
-
 impl User {
-    async fn new(seed: &Value) -> Self {
-        let client = reqwest::Client::builder()
-            .pool_max_idle_per_host(0)
-            .build()
-            .unwrap();
-        let account = &seed["service_user"];
-        let url = format!(
-            "{}/realms/{}/protocol/openid-connect/token",
-            text(seed, "auth_url"),
-            text(seed, "realm")
-        );
-        let form = [
-            ("grant_type", "client_credentials"),
-            ("client_id", text(account, "client_id")),
-            ("client_secret", text(account, "client_secret")),
-            ("scope", "openid"),
-        ];
-        let answer: Value = client
-            .post(url)
-            .form(&form)
-            .send()
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
-        Self {
-            client,
-            base: text(seed, "hq_url").to_owned(),
-            token: text(&answer, "access_token").to_owned(),
-        }
-    }
-
-    async fn call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
-        let mut request = self
-            .client
-            .request(method, format!("{}/{path}", self.base))
-            .bearer_auth(&self.token);
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let answer = request.send().await.unwrap();
-        let status = answer.status();
-        let body = answer.text().await.unwrap();
-        assert!(status.is_success(), "{path}: {status} {body}");
-        serde_json::from_str(&body).unwrap_or_default()
-    }
-
-    async fn session(&self, seed: &Value) -> i64 {
-        let name = format!(
-            "s{}",
-            SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap()
-                .as_nanos()
-        );
-        let body = json!({ "name": name, "collaboration_id": seed["collaboration"]["id"], "scope": "own" });
-        self.call(reqwest::Method::POST, "session", Some(body))
-            .await["id"]
-            .as_i64()
-            .unwrap()
-    }
-
     /// A task for the organizations; the action is federated unless `central`.
     async fn task(&self, seed: &Value, organizations: &[i64], central: bool) -> i64 {
         let targets: Vec<Value> = organizations
@@ -215,9 +86,7 @@ impl User {
             "organizations": targets, "databases": [], "session_id": self.session(seed).await,
             "collaboration_id": seed["collaboration"]["id"], "action": action,
         });
-        self.call(reqwest::Method::POST, "task", Some(body)).await["id"]
-            .as_i64()
-            .unwrap()
+        self.create("task", body).await
     }
 
     async fn result(&self, task: i64) -> String {
