@@ -51,6 +51,7 @@ impl Shared {
     /// Removes every part of a run that carries its labels. Goes on past what cannot be removed,
     /// keeps the record then, and gives the first error.
     pub(crate) async fn remove_all(self: &Arc<Self>, id: &RunId) -> Result<()> {
+        let _removing = Removing::new(self, id);
         let mut swept = 0;
         loop {
             swept += 1;
@@ -136,5 +137,24 @@ impl Shared {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+/// While it is there, looks know who takes the parts of a run away.
+struct Removing<'a> {
+    shared: &'a Shared,
+    id: &'a RunId,
+}
+
+impl<'a> Removing<'a> {
+    fn new(shared: &'a Shared, id: &'a RunId) -> Self {
+        shared.set_removing(id, true);
+        Self { shared, id }
+    }
+}
+
+impl Drop for Removing<'_> {
+    fn drop(&mut self) {
+        self.shared.set_removing(self.id, false);
     }
 }

@@ -54,7 +54,7 @@ impl Shared {
             return Ok((None, container));
         };
         let look = Box::pin(self.judge(volumes?, container)).await?;
-        Ok((Some(look), None))
+        Ok((look, None))
     }
 
     /// The volumes that have the names of a run's record and marks. Asked for one by one: a listing
@@ -104,6 +104,7 @@ impl Shared {
         });
         Ok(stream::iter(looks)
             .buffer_unordered(AT_ONCE)
+            .filter_map(|look| std::future::ready(look.transpose()))
             .collect()
             .await)
     }
@@ -131,11 +132,12 @@ impl Shared {
         records.into_iter().map(put_together).collect()
     }
 
+    /// Puts a run's parts together; `None` if it is gone, or going by our own hand.
     async fn judge(
         &self,
         volumes: Volumes,
         container: Option<ContainerInspectResponse>,
-    ) -> Result<Look> {
+    ) -> Result<Option<Look>> {
         let Volumes { record, marks } = volumes;
         let container = container.filter(|container| self.is_ours(container, &record));
         let container = match container {
@@ -167,6 +169,24 @@ impl Shared {
             }
             None => {}
         }
+        // A removal takes the parts one by one: while it goes on, what is missing tells nothing. The
+        // record goes last, so that what was read holds if the record is there still, in this order.
+        if self.is_removing(&record.id) {
+            return Ok(None);
+        }
+        let live = container
+            .as_ref()
+            .and_then(|it| it.state.as_ref())
+            .is_some_and(translate::is_live);
+        if !live && driven.is_none() {
+            let name = self.name(&record.id, Part::Record);
+            let Some(volume) = self.engine.volume(&name).await? else {
+                return Ok(None);
+            };
+            if record::attempt(&volume.labels) != Some(&record.attempt) {
+                return Box::pin(self.look(&record.id)).await;
+            }
+        }
         let seen = |driven| Seen {
             record: &record,
             marks: &marks,
@@ -182,12 +202,12 @@ impl Shared {
             driven = Some(Pending::Accepted);
             status = translate::status(&seen(driven));
         }
-        Ok(Look {
+        Ok(Some(Look {
             status,
             record,
             marks,
             container,
-        })
+        }))
     }
 
     /// The engine hears of the kernel's out-of-memory kill by another way than of the end, and

@@ -39,6 +39,7 @@ struct Live {
     /// Held by whoever changes the run.
     lock: Arc<tokio::sync::Mutex<()>>,
     pending: Option<Pending>,
+    removing: bool,
     driver: Option<Driver>,
     stopper: Option<(SystemTime, AbortHandle)>,
     deadline: Option<AbortHandle>,
@@ -107,6 +108,15 @@ impl Shared {
 
     pub(crate) fn set_pending(&self, id: &RunId, pending: Option<Pending>) {
         self.live().entry(id.clone()).or_default().pending = pending;
+    }
+
+    /// Whether this process is removing the run.
+    pub(crate) fn is_removing(&self, id: &RunId) -> bool {
+        self.live().get(id).is_some_and(|live| live.removing)
+    }
+
+    pub(crate) fn set_removing(&self, id: &RunId, removing: bool) {
+        self.live().entry(id.clone()).or_default().removing = removing;
     }
 
     /// Starts the task that brings a run to its start. It looks at its token between calls, so that

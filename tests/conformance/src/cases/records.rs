@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use tokio::io::DuplexStream;
 use v6_runtime::{
-    Accepted, Annotations, Capabilities, CleanedUp, CleanupOptions, ErrorKind, InputStream, Mount,
-    MountSource, Outcome, Pending, RunId, RunPhase, Runtime,
+    Accepted, Annotations, CancelOptions, Capabilities, CleanedUp, CleanupOptions, ErrorKind,
+    InputStream, Mount, MountSource, Outcome, Pending, RunId, RunPhase, Runtime,
 };
 
 use crate::bench::{Bench, path, run_id};
 use crate::case::{self, Failure, Verdict, equal, fails, holds};
+
+/// How many runs [`cleanup_shows_no_other_end`] removes, and how many look at each meanwhile.
+const ROUNDS: usize = 6;
+const LOOKERS: usize = 16;
 
 case::cases! {
     run_returns_before_the_end: "run returns when the run is accepted, not when it is over";
@@ -19,6 +23,7 @@ case::cases! {
     an_unknown_run_is_not_found: "status, cancel, logs and collect of an unknown id are NotFound";
     cleanup_of_a_live_run_needs_force: "cleanup refuses an unfinished run as NotReady; forced, it ends and removes it";
     cleanup_twice_is_absent: "cleanup of what is not there is Absent, and success";
+    cleanup_shows_no_other_end: "while cleanup is at work, status gives the run as it ended, or NotFound";
     an_id_can_be_used_again: "after cleanup the id is free, and a new run under it is another one";
     every_run_is_listed_whole: "list gives every run whatever its phase, with its annotations as they were given";
     a_restart_adopts_running_runs: "a new value of the runtime finds runs that run, and sees their end";
@@ -196,6 +201,48 @@ async fn cleanup_twice_is_absent(bench: Bench) -> case::Outcome {
     equal("listed", bench.listed().await?, Vec::new())?;
     let left = bench.leftovers().await?;
     holds(&format!("left behind: {left:?}"), left.is_empty())?;
+    Ok(Verdict::Passed)
+}
+
+async fn cleanup_shows_no_other_end(bench: Bench) -> case::Outcome {
+    // The moments between the removals of two parts are short: many looks at several runs meet
+    // them. What is remembered of a cancel may be one part more.
+    for round in 0..ROUNDS {
+        let id = run_id(&format!("going{round}"));
+        let cancelled = round % 2 == 1;
+        let (program, wanted) = if cancelled {
+            ("sleep 60000", Outcome::Cancelled)
+        } else {
+            ("exit 3", Outcome::Exited(3))
+        };
+        bench.runtime.run(&id, &bench.spec(program).await?).await?;
+        if cancelled {
+            bench.runtime.cancel(&id, CancelOptions::default()).await?;
+        }
+        let outcome = bench.ended(&id).await?.outcome().cloned();
+        equal("its end", outcome, Some(wanted.clone()))?;
+        let looking = futures_util::future::try_join_all((0..LOOKERS).map(|_| async {
+            loop {
+                match bench.runtime.status(&id).await {
+                    Ok(status) => {
+                        let wanted = RunPhase::Finished(wanted.clone());
+                        equal("its phase during cleanup", status.phase, wanted)?;
+                    }
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        return Ok::<_, Failure>(());
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+                tokio::task::yield_now().await;
+            }
+        }));
+        let cleaning = async {
+            let options = CleanupOptions::default();
+            Ok::<_, Failure>(bench.runtime.cleanup(&id, options).await?)
+        };
+        let (_, removed) = tokio::try_join!(looking, cleaning)?;
+        equal("cleanup", removed, CleanedUp::Removed)?;
+    }
     Ok(Verdict::Passed)
 }
 
