@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -41,8 +42,37 @@ struct Content {
 pub(super) struct Journal {
     path: PathBuf,
     content: Option<Content>,
-    /// The file was there; if it is not any more, the run has been forgotten.
-    written: bool,
+    end: End,
+}
+
+/// Whether a run is over: once it is, its journal is gone, and a request that was still under
+/// way does not bring it back.
+#[derive(Debug, Clone, Default)]
+pub(super) struct End(Arc<Mutex<bool>>);
+
+impl End {
+    /// Removes the journal of the run, and what a killed node left of writing it.
+    pub(super) fn reached(&self, path: &Path) -> io::Result<()> {
+        let mut over = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *over = true;
+        for file in [path, &part(path)] {
+            match std::fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a file its name, unless the run is over: then the file goes.
+    fn publish(&self, part: &Path, path: &Path) -> io::Result<()> {
+        let over = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *over {
+            std::fs::remove_file(part)
+        } else {
+            std::fs::rename(part, path)
+        }
+    }
 }
 
 impl Journal {
@@ -50,7 +80,7 @@ impl Journal {
     ///
     /// # Errors
     /// A file that cannot be read or is of another version.
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+    pub(super) fn open(path: PathBuf, end: End) -> io::Result<Self> {
         let content = match std::fs::read(&path) {
             Ok(bytes) => {
                 let content: Content = serde_json::from_slice(&bytes)?;
@@ -65,12 +95,7 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let written = content.is_some();
-        Ok(Self {
-            path,
-            content,
-            written,
-        })
+        Ok(Self { path, content, end })
     }
 
     /// Whether anything was ever written. If not, [`begin`](Self::begin) comes first.
@@ -140,14 +165,11 @@ impl Journal {
         self.save()
     }
 
-    fn save(&mut self) -> io::Result<()> {
+    fn save(&self) -> io::Result<()> {
         let Some(content) = &self.content else {
             return Ok(());
         };
-        if self.written && !self.path.try_exists()? {
-            return Ok(());
-        }
-        let part = self.path.with_extension("part");
+        let part = part(&self.path);
         let mut file = std::fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -156,18 +178,13 @@ impl Journal {
             .open(&part)?;
         file.write_all(&serde_json::to_vec(content)?)?;
         file.sync_data()?;
-        std::fs::rename(&part, &self.path)?;
-        self.written = true;
-        Ok(())
+        self.end.publish(&part, &self.path)
     }
 }
 
-/// Removes the journal of a run that is over.
-pub(super) fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+/// Where a journal is written before it gets its name.
+fn part(path: &Path) -> PathBuf {
+    path.with_extension("part")
 }
 
 #[cfg(test)]
@@ -192,7 +209,8 @@ mod tests {
     fn survives_its_holder() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run-1.json");
-        let open = || Journal::open(path.clone()).unwrap();
+        let end = End::default();
+        let open = || Journal::open(path.clone(), end.clone()).unwrap();
         let mut journal = open();
         assert!(journal.is_new() && journal.open_entry().is_none());
         journal.begin(7);
@@ -213,11 +231,27 @@ mod tests {
 
         let journal = open();
         assert_eq!((journal.undelivered("a"), journal.seen()), (None, 9));
-        let mut late = open();
-        remove(&path).unwrap();
-        remove(&path).unwrap();
-        late.sending(entry("c")).unwrap();
-        assert!(open().is_new());
+    }
+
+    #[test]
+    fn does_not_come_back_when_the_run_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run-1.json");
+        for written_before in [false, true] {
+            let end = End::default();
+            let mut journal = Journal::open(path.clone(), end.clone()).unwrap();
+            journal.begin(7);
+            if written_before {
+                journal.sending(entry("a")).unwrap();
+                assert!(path.exists());
+            }
+            std::fs::write(part(&path), "of a killed node").unwrap();
+            end.reached(&path).unwrap();
+            end.reached(&path).unwrap();
+            journal.sending(entry("b")).unwrap();
+            let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
     }
 
     #[test]
@@ -226,7 +260,10 @@ mod tests {
         let path = folder.path().join("run-1.json");
         for text in ["{}", "", r#"{"version": 2, "seen": 0, "entries": []}"#] {
             std::fs::write(&path, text).unwrap();
-            assert!(Journal::open(path.clone()).is_err(), "{text}");
+            assert!(
+                Journal::open(path.clone(), End::default()).is_err(),
+                "{text}"
+            );
         }
     }
 }

@@ -239,8 +239,9 @@ impl Gateway {
     pub fn forget(&self, run: &RunId) {
         self.0.contexts.remove(run);
         self.tokens().forget(run);
-        lock(&self.0.runs).remove(run);
-        if let Err(error) = journal::remove(&self.0.proxy.subtasks.journal(run)) {
+        let state = lock(&self.0.runs).remove(run).unwrap_or_default();
+        let journal = self.0.proxy.subtasks.journal(run);
+        if let Err(error) = state.journal.end.reached(&journal) {
             tracing::warn!(%run, %error, "the journal of a run's subtasks could not be removed");
         }
     }

@@ -43,7 +43,7 @@ const STOP_WAIT: Duration = Duration::from_secs(1);
 /// What one run's requests share.
 #[derive(Debug)]
 pub(super) struct RunState {
-    journal: subtask::Slot,
+    pub(super) journal: subtask::Slot,
     /// One request with large values at a time: the run's bound in memory.
     large: Arc<Semaphore>,
 }

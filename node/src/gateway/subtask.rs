@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::Instant;
 
-use super::journal::{Entry, Journal};
+use super::journal::{End, Entry, Journal};
 use super::reply::{JSON, Reply};
 use super::rewrite::Directory;
 use super::upstream::{CallError, Upstream, is_away};
@@ -25,9 +25,13 @@ use crate::crypto::Codec;
 use crate::hq::{Backoff, Identity, RawAnswer};
 use crate::runs::RunContext;
 
-/// The journal of a run. Held from before a request is sent until its answer has been written
-/// to the algorithm.
-pub(super) type Slot = Arc<Mutex<Option<Journal>>>;
+/// The journal of a run, once read, and the run's end.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Slot {
+    /// Held from before a request is sent until its answer has been written to the algorithm.
+    journal: Arc<Mutex<Option<Journal>>>,
+    pub(super) end: End,
+}
 
 type Guard = OwnedMutexGuard<Option<Journal>>;
 
@@ -115,10 +119,10 @@ impl Subtasks {
             ));
         }
 
-        let mut guard = slot.lock_owned().await;
+        let mut guard = slot.journal.lock_owned().await;
         if guard.is_none() {
             let path = self.journal(&context.run_id());
-            *guard = Some(read_journal(path).await?);
+            *guard = Some(read_journal(path, slot.end).await?);
         }
         let (mut guard, is_new) = with(guard, |journal| journal.is_new())?;
         if is_new {
@@ -307,8 +311,8 @@ fn broken(error: &dyn std::fmt::Display) -> Reply {
     )
 }
 
-async fn read_journal(path: PathBuf) -> Result<Journal, Reply> {
-    match tokio::task::spawn_blocking(|| Journal::open(path)).await {
+async fn read_journal(path: PathBuf, end: End) -> Result<Journal, Reply> {
+    match tokio::task::spawn_blocking(|| Journal::open(path, end)).await {
         Ok(Ok(journal)) => Ok(journal),
         Ok(Err(error)) => Err(broken(&error)),
         Err(error) => Err(broken(&error)),
