@@ -11,11 +11,14 @@ use v6_runtime::{
     RuntimeExt,
 };
 
-use crate::case::Failure;
-use crate::harness::Harness;
+use crate::case::{Failure, Stop};
+use crate::child::{Child, Task};
+use crate::harness::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged};
 
 /// A condition that does not come in this time does not come.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at something that no watch tells of.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// More than any case prints and reads whole.
 const MUCH: u64 = 128 << 20;
 
@@ -37,7 +40,10 @@ impl Bench {
     }
 
     pub(crate) async fn new(harness: Arc<dyn Harness>) -> Result<Self, Failure> {
-        let owner = Self::new_owner();
+        Self::of(harness, Self::new_owner()).await
+    }
+
+    pub(crate) async fn of(harness: Arc<dyn Harness>, owner: Owner) -> Result<Self, Failure> {
         let runtime = harness.connect(&owner).await?;
         Ok(Self {
             harness,
@@ -98,6 +104,18 @@ impl Bench {
                 Err(format!("run {id} has not ended; it is {:?}", status.phase).into())
             }
         }
+    }
+
+    /// Waits until a run has a record.
+    pub(crate) async fn recorded(&self, id: &RunId) -> Result<(), Failure> {
+        let recorded = async {
+            while self.runtime.status(id).await.is_err() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, recorded)
+            .await
+            .map_err(|_| format!("run {id} has no record").into())
     }
 
     /// Waits until a run's program runs (or the run is over).
@@ -176,12 +194,69 @@ impl Bench {
         Ok(())
     }
 
-    pub(crate) async fn cut_connection(&self) -> bool {
-        self.harness.cut_connection(&self.owner).await
+    pub(crate) async fn leftovers(&self) -> Result<Vec<String>, Failure> {
+        Ok(self.harness.inventory(&self.owner).await?)
+    }
+}
+
+/// The harness's hooks: a case that needs one that is not there is inconclusive.
+impl Bench {
+    pub(crate) async fn inject(&self, fault: Fault) -> Result<Injected, Stop> {
+        let made = self.harness.inject(&self.owner, fault).await?;
+        made.ok_or(Stop::NoHook(match fault {
+            Fault::Cut => "inject(Cut)",
+            Fault::WatchEnds => "inject(WatchEnds)",
+            Fault::Away => "inject(Away)",
+            Fault::Errors(_) => "inject(Errors)",
+            Fault::Throttled(_) => "inject(Throttled)",
+            Fault::ReplyLost => "inject(ReplyLost)",
+            Fault::Slow(_) => "inject(Slow)",
+            Fault::OddPieces => "inject(OddPieces)",
+            Fault::Stuck => "inject(Stuck)",
+        }))
     }
 
-    pub(crate) async fn leftovers(&self) -> Result<Vec<String>, Failure> {
-        Ok(self.harness.leftovers(&self.owner).await?)
+    /// The suite's own program once more, at work on this.
+    pub(crate) async fn child(&self, task: Task) -> Result<Child, Stop> {
+        if !self.harness.outlives_us() {
+            return Err(Stop::NoHook("outlives_us"));
+        }
+        Ok(Child::start(&self.owner, task).await?)
+    }
+
+    pub(crate) fn calls(&self) -> Result<u64, Stop> {
+        self.harness.calls(&self.owner).ok_or(Stop::NoHook("calls"))
+    }
+
+    pub(crate) async fn restart_engine(&self) -> Result<(), Stop> {
+        let restarted = self.harness.restart_engine().await?;
+        restarted.ok_or(Stop::NoHook("restart_engine"))
+    }
+
+    pub(crate) fn shared_folder(&self) -> Result<std::path::PathBuf, Stop> {
+        self.harness
+            .shared_folder()
+            .ok_or(Stop::NoHook("shared_folder"))
+    }
+
+    pub(crate) async fn plant(&self, id: &RunId, place: Planted) -> Result<Stranger, Stop> {
+        let planted = self.harness.plant(&self.owner, id, place).await?;
+        planted.ok_or(Stop::NoHook("plant"))
+    }
+
+    pub(crate) async fn move_tag(&self, to: Tagged) -> Result<v6_runtime::ImageRef, Stop> {
+        let moved = self.harness.move_tag(&self.owner, to).await?;
+        moved.ok_or(Stop::NoHook("move_tag"))
+    }
+
+    pub(crate) async fn registries(&self) -> Result<Registries, Stop> {
+        let registries = self.harness.registries().await?;
+        registries.ok_or(Stop::NoHook("registries"))
+    }
+
+    pub(crate) async fn volume(&self) -> Result<(String, Injected), Stop> {
+        let volume = self.harness.volume(&self.owner).await?;
+        volume.ok_or(Stop::NoHook("volume"))
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use v6_runtime::memory::{MemoryEngine, MemoryImage};
 use v6_runtime::{ImageRef, Owner, Result, Runtime};
-use v6_runtime_conformance::{Harness, main as run, probe_memory};
+use v6_runtime_conformance::{Fault, Harness, Injected, main as run, probe_memory};
 
 const PROBE: &str = "localhost/v6-probe:test";
 
@@ -23,7 +23,7 @@ impl Harness for Memory {
         ImageRef::parse(PROBE).expect("a reference")
     }
 
-    async fn leftovers(&self, owner: &Owner) -> Result<Vec<String>> {
+    async fn inventory(&self, owner: &Owner) -> Result<Vec<String>> {
         Ok(self.0.inventory(owner))
     }
 
@@ -31,9 +31,11 @@ impl Harness for Memory {
         Some(self.1.path().to_owned())
     }
 
-    async fn cut_connection(&self, owner: &Owner) -> bool {
-        self.0.cut_watches_of(owner);
-        true
+    async fn inject(&self, owner: &Owner, fault: Fault) -> Result<Option<Injected>> {
+        Ok((fault == Fault::Cut).then(|| {
+            self.0.cut_watches_of(owner);
+            Injected::new(())
+        }))
     }
 }
 

@@ -4,26 +4,26 @@ use serde_json::Value;
 use v6_runtime::{Capabilities, Outcome, Runtime};
 
 use crate::bench::{Bench, run_id};
-use crate::case::{self, Verdict, equal, holds};
+use crate::case::{self, Stop, equal, holds};
 
 case::cases! {
     #[needs(|c: &Capabilities| c.floor.non_root.then_some(()).ok_or("floor.non_root"))]
-    it_is_not_root: "no user or group id of the program is root's";
+    it_is_not_root ["FLOOR-1"]: "no user or group id of the program is root's";
     #[needs(|c: &Capabilities| c.floor.no_capabilities.then_some(()).ok_or("floor.no_capabilities"))]
-    it_has_no_capabilities: "every capability set of the program is empty";
+    it_has_no_capabilities ["FLOOR-2"]: "every capability set of the program is empty";
     #[needs(|c: &Capabilities| c.floor.no_new_privileges.then_some(()).ok_or("floor.no_new_privileges"))]
-    it_gains_no_privileges: "no_new_privs is set";
+    it_gains_no_privileges ["FLOOR-3"]: "no_new_privs is set";
     #[needs(|c: &Capabilities| c.floor.seccomp.then_some(()).ok_or("floor.seccomp"))]
-    its_system_calls_are_filtered: "a system call filter is on";
+    its_system_calls_are_filtered ["FLOOR-4"]: "a system call filter is on";
     #[needs(|c: &Capabilities| c.floor.read_only_root.then_some(()).ok_or("floor.read_only_root"))]
-    its_root_is_read_only: "nothing of the root file system can be written; HOME and TMPDIR can";
+    its_root_is_read_only ["FLOOR-5"]: "nothing of the root file system can be written; HOME and TMPDIR can";
     #[needs(|c: &Capabilities| c.floor.no_network.then_some(()).ok_or("floor.no_network"))]
-    it_has_no_network: "there is no interface but loopback, and no name or address can be reached";
+    it_has_no_network ["NET-1"]: "there is no interface but loopback, and no name or address can be reached";
     #[needs(|c: &Capabilities| c.floor.no_capabilities.then_some(()).ok_or("floor.no_capabilities"))]
-    powers_are_refused: "mounting, making devices, changing user, root or host name, raw sockets: all refused";
+    powers_are_refused ["FLOOR-1", "FLOOR-2"]: "mounting, making devices, changing user, root or host name, raw sockets: all refused";
     #[needs(|c: &Capabilities| c.resources.pids.then_some(()).ok_or("resources.pids"))]
-    processes_are_limited: "a run cannot start more processes than its limit";
-    an_examination_holds: "examine finds nothing that a run can do and must not, or says that it cannot examine";
+    processes_are_limited ["FLOOR-7"]: "a run cannot start more processes than its limit";
+    an_examination_holds ["EXAM-1"]: "examine finds nothing that a run can do and must not, or says that it cannot examine";
 }
 
 /// What the probe says of itself.
@@ -49,7 +49,7 @@ async fn it_is_not_root(bench: Bench) -> case::Outcome {
             !ids.iter().any(|id| *id == 0),
         )?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn it_has_no_capabilities(bench: Bench) -> case::Outcome {
@@ -64,7 +64,7 @@ async fn it_has_no_capabilities(bench: Bench) -> case::Outcome {
             !set.is_empty() && set.bytes().all(|digit| digit == b'0'),
         )?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn it_gains_no_privileges(bench: Bench) -> case::Outcome {
@@ -73,7 +73,7 @@ async fn it_gains_no_privileges(bench: Bench) -> case::Outcome {
         identity(&bench).await?["no_new_privs"].as_bool(),
         Some(true),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn its_system_calls_are_filtered(bench: Bench) -> case::Outcome {
@@ -82,7 +82,7 @@ async fn its_system_calls_are_filtered(bench: Bench) -> case::Outcome {
         identity(&bench).await?["seccomp"].as_u64(),
         Some(2),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 /// Runs tolerant steps, and returns what each came to.
@@ -139,7 +139,7 @@ async fn its_root_is_read_only(bench: Bench) -> case::Outcome {
             holds(&format!("{step} was refused"), ok)?;
         }
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn it_has_no_network(bench: Bench) -> case::Outcome {
@@ -153,7 +153,7 @@ async fn it_has_no_network(bench: Bench) -> case::Outcome {
     for (step, ok) in tries(&bench, "network", &steps).await? {
         holds(&format!("{step} was allowed"), !ok)?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn powers_are_refused(bench: Bench) -> case::Outcome {
@@ -185,7 +185,7 @@ async fn powers_are_refused(bench: Bench) -> case::Outcome {
     for result in results {
         holds(&format!("allowed: {result}"), result["allowed"] == false)?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn processes_are_limited(bench: Bench) -> case::Outcome {
@@ -208,7 +208,7 @@ async fn processes_are_limited(bench: Bench) -> case::Outcome {
         &format!("{started} processes were started with a limit of 20"),
         started <= 20,
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn an_examination_holds(bench: Bench) -> case::Outcome {
@@ -221,9 +221,9 @@ async fn an_examination_holds(bench: Bench) -> case::Outcome {
                     observation.holds,
                 )?;
             }
-            Ok(Verdict::Passed)
+            Ok(())
         }
-        Err(error) if error.kind() == v6_runtime::ErrorKind::Unsupported => Ok(Verdict::Skipped(
+        Err(error) if error.kind() == v6_runtime::ErrorKind::Unsupported => Err(Stop::Undeclared(
             "this runtime cannot examine itself".into(),
         )),
         Err(error) => Err(error.into()),

@@ -4,19 +4,19 @@ use futures_util::TryStreamExt;
 use v6_runtime::{Capabilities, LogOptions, LogStream, Outcome, Runtime};
 
 use crate::bench::{Bench, run_id};
-use crate::case::{self, Verdict, equal, holds};
+use crate::case::{self, equal, holds};
 use crate::probe::pattern;
 
 case::cases! {
-    logs_are_byte_exact: "the log is byte for byte what the program printed, lines of any length, also after the end";
+    logs_are_byte_exact ["LOG-1"]: "the log is byte for byte what the program printed, lines of any length, also after the end";
     #[needs(|c: &Capabilities| c.logs.split.then_some(()).ok_or("logs.split"))]
-    both_streams_are_told_apart: "standard output and standard error are told apart";
+    both_streams_are_told_apart ["LOG-1"]: "standard output and standard error are told apart";
     #[needs(|c: &Capabilities| c.logs.since.then_some(()).ok_or("logs.since"))]
-    a_position_is_a_place: "reading on from the position of any chunk gives exactly what follows it, also in another process";
+    a_position_is_a_place ["LOG-2"]: "reading on from the position of any chunk gives exactly what follows it, also in another process";
     #[needs(|c: &Capabilities| c.logs.follow.then_some(()).ok_or("logs.follow"))]
-    following_ends_with_the_run: "a followed log gives lines as they come, and ends with the run";
-    a_log_can_be_limited: "no more bytes come than were asked for";
-    a_flood_ends_like_any_run: "a run that prints more than anybody keeps ends as it would without a reader, and with one that has stalled";
+    following_ends_with_the_run ["LOG-2"]: "a followed log gives lines as they come, and ends with the run";
+    a_log_can_be_limited ["LOG-2"]: "no more bytes come than were asked for";
+    a_flood_ends_like_any_run ["LIFE-4", "ANY-2"]: "a run that prints more than anybody keeps ends as it would without a reader, and with one that has stalled";
 }
 
 async fn logs_are_byte_exact(bench: Bench) -> case::Outcome {
@@ -43,7 +43,7 @@ async fn logs_are_byte_exact(bench: Bench) -> case::Outcome {
             log == wanted.as_bytes(),
         )?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn both_streams_are_told_apart(bench: Bench) -> case::Outcome {
@@ -71,7 +71,7 @@ async fn both_streams_are_told_apart(bench: Bench) -> case::Outcome {
         err,
         [b"to-err\n", &pattern(6000)[..]].concat(),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_position_is_a_place(bench: Bench) -> case::Outcome {
@@ -101,7 +101,7 @@ async fn a_position_is_a_place(bench: Bench) -> case::Outcome {
             got == wanted,
         )?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn following_ends_with_the_run(bench: Bench) -> case::Outcome {
@@ -128,7 +128,7 @@ async fn following_ends_with_the_run(bench: Bench) -> case::Outcome {
         .flat_map(|chunk| chunk.bytes.to_vec())
         .collect();
     equal("the whole log", got, b"first\nlast\n".to_vec())?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_log_can_be_limited(bench: Bench) -> case::Outcome {
@@ -143,7 +143,7 @@ async fn a_log_can_be_limited(bench: Bench) -> case::Outcome {
         .flat_map(|chunk| chunk.bytes.to_vec())
         .collect();
     holds(&format!("{} bytes came", got.len()), got == pattern(12_345))?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_flood_ends_like_any_run(bench: Bench) -> case::Outcome {
@@ -164,5 +164,5 @@ async fn a_flood_ends_like_any_run(bench: Bench) -> case::Outcome {
         status.outcome().cloned(),
         Some(Outcome::Exited(8)),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }

@@ -8,19 +8,19 @@ use v6_runtime::{
 };
 
 use crate::bench::{Bench, path, run_id};
-use crate::case::{self, Verdict, equal, fails};
+use crate::case::{self, equal, fails};
 
 case::cases! {
-    exit_codes_are_exact: "the exit code of the program is the run's, all eight bits of it";
+    exit_codes_are_exact ["LIFE-7"]: "the exit code of the program is the run's, all eight bits of it";
     #[needs(|c: &Capabilities| c.outcomes.signaled.then_some(()).ok_or("outcomes.signaled"))]
-    a_signal_is_told_from_a_code: "a program that a signal ends is Signaled, one that exits with 128+n is Exited";
+    a_signal_is_told_from_a_code ["LIFE-7"]: "a program that a signal ends is Signaled, one that exits with 128+n is Exited";
     #[needs(|c: &Capabilities| (c.outcomes.out_of_memory && c.resources.memory).then_some(()).ok_or("outcomes.out_of_memory"))]
-    out_of_memory_is_told: "a run that takes more memory than its limit ends as OutOfMemory";
+    out_of_memory_is_told ["LIFE-7", "FLOOR-7"]: "a run that takes more memory than its limit ends as OutOfMemory";
     #[needs(|c: &Capabilities| c.outcomes.command_not_found.then_some(()).ok_or("outcomes.command_not_found"))]
-    a_missing_command_is_told_from_127: "a command that is not in the image is FailedToStart, a program that exits with 127 is not";
-    a_missing_image_is_an_outcome: "an image that is gone when the run starts is an outcome of that run, not an error of the call";
-    an_unknown_name_is_not_found: "resolve says NotFound for a name that the engine does not have and may not ask for";
-    exactly_the_resolved_image_is_told: "a run's status tells the image that was resolved, digest included";
+    a_missing_command_is_told_from_127 ["LIFE-7"]: "a command that is not in the image is FailedToStart, a program that exits with 127 is not";
+    a_missing_image_is_an_outcome ["LIFE-5", "RUN-7"]: "an image that is gone when the run starts is an outcome of that run, not an error of the call";
+    an_unknown_name_is_not_found ["IMG-3"]: "resolve says NotFound for a name that the engine does not have and may not ask for";
+    exactly_the_resolved_image_is_told ["REC-3", "IMG-2"]: "a run's status tells the image that was resolved, digest included";
 }
 
 async fn exit_codes_are_exact(bench: Bench) -> case::Outcome {
@@ -30,7 +30,7 @@ async fn exit_codes_are_exact(bench: Bench) -> case::Outcome {
             .await?;
         equal(&format!("exit {code}"), outcome, Outcome::Exited(code))?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_signal_is_told_from_a_code(bench: Bench) -> case::Outcome {
@@ -38,7 +38,7 @@ async fn a_signal_is_told_from_a_code(bench: Bench) -> case::Outcome {
     equal("kill-self 9", killed, Outcome::Signaled(9))?;
     let aborted = bench.outcome("aborted", "kill-self 6").await?;
     equal("kill-self 6", aborted, Outcome::Signaled(6))?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn out_of_memory_is_told(bench: Bench) -> case::Outcome {
@@ -51,7 +51,7 @@ async fn out_of_memory_is_told(bench: Bench) -> case::Outcome {
         status.outcome().cloned(),
         Some(Outcome::OutOfMemory),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_missing_command_is_told_from_127(bench: Bench) -> case::Outcome {
@@ -73,7 +73,7 @@ async fn a_missing_command_is_told_from_127(bench: Bench) -> case::Outcome {
             other => return Err(format!("{command}: wanted FailedToStart, got {other:?}").into()),
         }
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_missing_image_is_an_outcome(bench: Bench) -> case::Outcome {
@@ -89,7 +89,7 @@ async fn a_missing_image_is_an_outcome(bench: Bench) -> case::Outcome {
         }
         other => return Err(format!("wanted FailedToStart, got {other:?}").into()),
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn an_unknown_name_is_not_found(bench: Bench) -> case::Outcome {
@@ -99,7 +99,7 @@ async fn an_unknown_name_is_not_found(bench: Bench) -> case::Outcome {
         bench.runtime.resolve(&name, PullPolicy::Never).await,
         ErrorKind::NotFound,
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn exactly_the_resolved_image_is_told(bench: Bench) -> case::Outcome {
@@ -108,5 +108,5 @@ async fn exactly_the_resolved_image_is_told(bench: Bench) -> case::Outcome {
     equal("the image", status.image, spec.image.clone())?;
     let pinned = spec.image.clone();
     bench.runtime.prefetch(&pinned).await?;
-    Ok(Verdict::Passed)
+    Ok(())
 }

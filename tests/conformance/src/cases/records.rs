@@ -5,38 +5,39 @@ use std::time::Duration;
 use tokio::io::DuplexStream;
 use v6_runtime::{
     Accepted, Annotations, CancelOptions, Capabilities, CleanedUp, CleanupOptions, ErrorKind,
-    InputStream, Mount, MountSource, Outcome, Pending, RunId, RunPhase, Runtime,
+    Outcome, Pending, RunId, RunPhase, Runtime,
 };
 
-use crate::bench::{Bench, path, run_id};
-use crate::case::{self, Failure, Verdict, equal, fails, holds};
+use crate::bench::{Bench, LOOK_AGAIN, run_id};
+use crate::case::{self, Failure, equal, fails, holds};
+use crate::child::half_made;
 
 /// How many runs [`cleanup_shows_no_other_end`] removes, and how many look at each meanwhile.
 const ROUNDS: usize = 6;
 const LOOKERS: usize = 16;
 
 case::cases! {
-    run_returns_before_the_end: "run returns when the run is accepted, not when it is over";
-    the_same_run_is_adopted: "run with the same spec again adopts, whatever the phase, and starts nothing";
-    another_spec_conflicts: "run with another spec under the same id is Conflict, and changes nothing";
-    one_of_many_starters_creates: "of concurrent calls of run with one id, one creates the run and the others adopt it";
-    an_unknown_run_is_not_found: "status, cancel, logs and collect of an unknown id are NotFound";
-    cleanup_of_a_live_run_needs_force: "cleanup refuses an unfinished run as NotReady; forced, it ends and removes it";
-    cleanup_twice_is_absent: "cleanup of what is not there is Absent, and success";
-    cleanup_shows_no_other_end: "while cleanup is at work, status gives the run as it ended, or NotFound";
-    an_id_can_be_used_again: "after cleanup the id is free, and a new run under it is another one";
-    every_run_is_listed_whole: "list gives every run whatever its phase, with its annotations as they were given";
-    a_restart_adopts_running_runs: "a new value of the runtime finds runs that run, and sees their end";
-    a_restart_reads_finished_runs: "a new value of the runtime reads the outcome of runs that ended before";
-    owners_do_not_meet: "a run of another owner is neither listed, found, nor removed, also under the same id";
-    similar_names_do_not_meet: "owners and runs whose names begin alike stay apart";
-    a_dropped_run_can_be_repeated: "a dropped call of run leaves a state from which run can be called again";
+    run_returns_before_the_end ["RUN-1"]: "run returns when the run is accepted, not when it is over";
+    the_same_run_is_adopted ["RUN-2", "RUN-5"]: "run with the same spec again adopts, whatever the phase, and starts nothing";
+    another_spec_conflicts ["RUN-3", "RUN-5"]: "run with another spec under the same id is Conflict, and changes nothing";
+    one_of_many_starters_creates ["RUN-2"]: "of concurrent calls of run with one id, one creates the run and the others adopt it";
+    an_unknown_run_is_not_found ["STAT-1"]: "status, cancel, logs and collect of an unknown id are NotFound";
+    cleanup_of_a_live_run_needs_force ["CLEAN-1"]: "cleanup refuses an unfinished run as NotReady; forced, it ends and removes it";
+    cleanup_twice_is_absent ["CLEAN-3"]: "cleanup of what is not there is Absent, and success";
+    cleanup_shows_no_other_end ["CLEAN-2"]: "while cleanup is at work, status gives the run as it ended, or NotFound";
+    an_id_can_be_used_again ["CLEAN-2"]: "after cleanup the id is free, and a new run under it is another one";
+    every_run_is_listed_whole ["REC-3", "STAT-2"]: "list gives every run whatever its phase, with its annotations as they were given";
+    a_restart_adopts_running_runs ["REC-2"]: "a new value of the runtime finds runs that run, and sees their end";
+    a_restart_reads_finished_runs ["LIFE-2", "REC-2"]: "a new value of the runtime reads the outcome of runs that ended before";
+    owners_do_not_meet ["REC-5"]: "a run of another owner is neither listed, found, nor removed, also under the same id";
+    similar_names_do_not_meet ["REC-5"]: "owners and runs whose names begin alike stay apart";
+    a_dropped_run_can_be_repeated ["RUN-4", "ANY-1"]: "a dropped call of run leaves a state from which run can be called again";
     #[needs(streams)]
-    a_cut_start_is_abandoned: "a call of run that is dropped while it reads its input leaves an Abandoned record or nothing, and the id can be run with another spec";
+    a_cut_start_is_abandoned ["RUN-4"]: "a call of run that is dropped while it reads its input leaves an Abandoned record or nothing, and the id can be run with another spec";
     #[needs(streams)]
-    a_cut_start_can_be_cleaned_up: "what a dropped call of run has left can be cleaned up, whole";
-    many_at_once: "thirty runs at once end with thirty outcomes";
-    a_lease_is_exclusive: "one process at a time holds the owner's lease, and dropping it frees it";
+    a_cut_start_can_be_cleaned_up ["CLEAN-3"]: "what a dropped call of run has left can be cleaned up, whole";
+    many_at_once ["LIFE-3"]: "thirty runs at once end with thirty outcomes";
+    a_lease_is_exclusive ["LEASE-1"]: "one process at a time holds the owner's lease, and dropping it frees it";
 }
 
 async fn run_returns_before_the_end(bench: Bench) -> case::Outcome {
@@ -51,7 +52,7 @@ async fn run_returns_before_the_end(bench: Bench) -> case::Outcome {
         "the run had ended when run returned",
         !status.phase.is_finished(),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn the_same_run_is_adopted(bench: Bench) -> case::Outcome {
@@ -90,7 +91,7 @@ async fn the_same_run_is_adopted(bench: Bench) -> case::Outcome {
         String::from_utf8_lossy(&log).matches("once").count(),
         1,
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn another_spec_conflicts(bench: Bench) -> case::Outcome {
@@ -116,7 +117,7 @@ async fn another_spec_conflicts(bench: Bench) -> case::Outcome {
         bench.runtime.run(&id, &other).await,
         ErrorKind::Conflict,
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn one_of_many_starters_creates(bench: Bench) -> case::Outcome {
@@ -136,7 +137,7 @@ async fn one_of_many_starters_creates(bench: Bench) -> case::Outcome {
         String::from_utf8_lossy(&log).matches("here").count(),
         1,
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn an_unknown_run_is_not_found(bench: Bench) -> case::Outcome {
@@ -154,7 +155,7 @@ async fn an_unknown_run_is_not_found(bench: Bench) -> case::Outcome {
     let output = crate::bench::output("result");
     let bytes = bench.runtime.collect(&id, &output).next().await;
     fails("collect", bytes.transpose(), ErrorKind::NotFound)?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn cleanup_of_a_live_run_needs_force(bench: Bench) -> case::Outcome {
@@ -181,7 +182,7 @@ async fn cleanup_of_a_live_run_needs_force(bench: Bench) -> case::Outcome {
         bench.runtime.status(&id).await,
         ErrorKind::NotFound,
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn cleanup_twice_is_absent(bench: Bench) -> case::Outcome {
@@ -201,7 +202,7 @@ async fn cleanup_twice_is_absent(bench: Bench) -> case::Outcome {
     equal("listed", bench.listed().await?, Vec::new())?;
     let left = bench.leftovers().await?;
     holds(&format!("left behind: {left:?}"), left.is_empty())?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn cleanup_shows_no_other_end(bench: Bench) -> case::Outcome {
@@ -243,7 +244,7 @@ async fn cleanup_shows_no_other_end(bench: Bench) -> case::Outcome {
         let (_, removed) = tokio::try_join!(looking, cleaning)?;
         equal("cleanup", removed, CleanedUp::Removed)?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn an_id_can_be_used_again(bench: Bench) -> case::Outcome {
@@ -266,7 +267,7 @@ async fn an_id_can_be_used_again(bench: Bench) -> case::Outcome {
             .cleanup(&id, CleanupOptions::default())
             .await?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn every_run_is_listed_whole(bench: Bench) -> case::Outcome {
@@ -297,7 +298,7 @@ async fn every_run_is_listed_whole(bench: Bench) -> case::Outcome {
         again.runtime.status(&run_id("done")).await?.annotations,
         notes,
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_restart_adopts_running_runs(bench: Bench) -> case::Outcome {
@@ -323,7 +324,7 @@ async fn a_restart_adopts_running_runs(bench: Bench) -> case::Outcome {
         again.log(&id).await?.as_ref(),
         b"done\n".as_ref(),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_restart_reads_finished_runs(bench: Bench) -> case::Outcome {
@@ -348,7 +349,7 @@ async fn a_restart_reads_finished_runs(bench: Bench) -> case::Outcome {
         again.log(&id).await?.as_ref(),
         b"words\n".as_ref(),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn owners_do_not_meet(bench: Bench) -> case::Outcome {
@@ -378,7 +379,7 @@ async fn owners_do_not_meet(bench: Bench) -> case::Outcome {
     )?;
     let left = stranger.leftovers().await?;
     holds(&format!("the other left behind: {left:?}"), left.is_empty())?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn similar_names_do_not_meet(bench: Bench) -> case::Outcome {
@@ -400,7 +401,7 @@ async fn similar_names_do_not_meet(bench: Bench) -> case::Outcome {
         let status = bench.runtime.status(&run_id(id)).await?;
         equal(id, status.outcome().cloned(), Some(Outcome::Exited(code)))?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_dropped_run_can_be_repeated(bench: Bench) -> case::Outcome {
@@ -431,7 +432,7 @@ async fn a_dropped_run_can_be_repeated(bench: Bench) -> case::Outcome {
             .cleanup(&id, CleanupOptions::default())
             .await?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 fn streams(c: &Capabilities) -> Result<(), &'static str> {
@@ -445,22 +446,11 @@ const CUT_LIMIT: Duration = Duration::from_secs(30);
 /// not end as long as the result is held.
 async fn cut_start(bench: &Bench, id: &RunId) -> Result<DuplexStream, Failure> {
     let (reader, never_written) = tokio::io::duplex(64);
-    let stream = MountSource::Stream(InputStream::once(1000, reader));
-    let mount = Mount::new(stream, path("/in/file"));
-    let spec = bench.spec("exit 1").await?.with_mount(mount);
+    let spec = half_made(bench.spec("exit 1").await?, reader);
     let call = bench.runtime.run(id, &spec);
-    let recorded = async {
-        while bench.runtime.status(id).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let recorded = tokio::time::timeout(Duration::from_secs(60), recorded);
     tokio::select! {
         ended = call => Err(format!("run returned without its input: {ended:?}").into()),
-        recorded = recorded => match recorded {
-            Ok(()) => Ok(never_written),
-            Err(_) => Err("there is no record".into()),
-        },
+        recorded = bench.recorded(id) => recorded.map(|()| never_written),
     }
 }
 
@@ -480,7 +470,7 @@ async fn a_cut_start_is_abandoned(bench: Bench) -> case::Outcome {
                     status.phase.rank() == 0,
                 )?,
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
     match tokio::time::timeout(CUT_LIMIT, told).await {
@@ -492,7 +482,7 @@ async fn a_cut_start_is_abandoned(bench: Bench) -> case::Outcome {
     equal("run with another spec", accepted, Accepted::Created)?;
     let outcome = bench.ended(&id).await?.outcome().cloned();
     equal("its end", outcome, Some(Outcome::Exited(8)))?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_cut_start_can_be_cleaned_up(bench: Bench) -> case::Outcome {
@@ -506,7 +496,7 @@ async fn a_cut_start_can_be_cleaned_up(bench: Bench) -> case::Outcome {
     fails("status", status, ErrorKind::NotFound)?;
     let left = bench.leftovers().await?;
     holds(&format!("left behind: {left:?}"), left.is_empty())?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn many_at_once(bench: Bench) -> case::Outcome {
@@ -530,7 +520,7 @@ async fn many_at_once(bench: Bench) -> case::Outcome {
     for outcome in futures_util::future::join_all(runs).await {
         outcome?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_lease_is_exclusive(bench: Bench) -> case::Outcome {
@@ -545,5 +535,5 @@ async fn a_lease_is_exclusive(bench: Bench) -> case::Outcome {
     drop(stranger.runtime.acquire().await?);
     drop(lease);
     drop(again.runtime.acquire().await?);
-    Ok(Verdict::Passed)
+    Ok(())
 }

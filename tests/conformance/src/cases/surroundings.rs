@@ -10,7 +10,7 @@ use v6_runtime::{
 };
 
 use crate::bench::{Bench, path, run_id};
-use crate::case::{self, Failure, Verdict, equal, holds};
+use crate::case::{self, Failure, Stop, equal, holds};
 use crate::probe::pattern;
 
 const MIB: u64 = 1 << 20;
@@ -28,37 +28,35 @@ fn groups(c: &Capabilities) -> Result<(), &'static str> {
 
 case::cases! {
     #[needs(host_path)]
-    host_paths_are_mounted: "a file of the machine is read byte for byte and cannot be changed; a folder mounted for writing can";
+    host_paths_are_mounted ["FLOOR-6"]: "a file of the machine is read byte for byte and cannot be changed; a folder mounted for writing can";
     #[needs(host_path)]
-    a_missing_host_path_is_an_outcome: "a path that the machine does not have is the outcome MountUnusable";
+    a_missing_host_path_is_an_outcome ["RUN-7"]: "a path that the machine does not have is the outcome MountUnusable";
     #[needs(|c: &Capabilities| c.mounts.scratch_limit.then_some(()).ok_or("mounts.scratch_limit"))]
-    a_scratch_limit_binds: "no more than its limit can be written to a scratch folder";
+    a_scratch_limit_binds ["FLOOR-7"]: "no more than its limit can be written to a scratch folder";
     #[needs(|c: &Capabilities| c.resources.scratch.then_some(()).ok_or("resources.scratch"))]
-    the_temporary_folder_is_limited: "no more than the limit can be written to TMPDIR";
+    the_temporary_folder_is_limited ["FLOOR-5"]: "no more than the limit can be written to TMPDIR";
     #[needs(|c: &Capabilities| c.trust.then_some(()).ok_or("trust"))]
-    trust_is_what_opens_the_root: "the root file system can be written by an image that is trusted to, and by no other";
+    trust_is_what_opens_the_root ["FLOOR-5"]: "the root file system can be written by an image that is trusted to, and by no other";
     #[needs(groups)]
-    further_groups_are_given: "the program has the group ids that the spec names";
+    further_groups_are_given ["RUN-6"]: "the program has the group ids that the spec names";
     #[needs(|c: &Capabilities| c.usage.then_some(()).ok_or("usage"))]
-    usage_is_told: "processor time and peak memory of a run are told after its end";
+    usage_is_told ["RUN-6"]: "processor time and peak memory of a run are told after its end";
 }
 
 /// A folder that is removed at the end, and that the run's user may write.
 struct Shared(PathBuf);
 
 impl Shared {
-    fn new(bench: &Bench) -> Result<Option<Self>, Failure> {
+    fn new(bench: &Bench) -> Result<Self, Stop> {
         use std::os::unix::fs::PermissionsExt;
-        let Some(above) = bench.harness.shared_folder() else {
-            return Ok(None);
-        };
+        let above = bench.shared_folder()?;
         let folder = Self(above.join(format!("{}-shared", bench.runtime.owner())));
         let made = std::fs::create_dir(&folder.0).and_then(|()| {
             // Whatever user the run has.
             std::fs::set_permissions(&folder.0, std::fs::Permissions::from_mode(0o777))
         });
         made.map_err(|error| format!("{}: {error}", folder.0.display()))?;
-        Ok(Some(folder))
+        Ok(folder)
     }
 }
 
@@ -72,12 +70,8 @@ fn at(source: &Path, target: &str) -> Mount {
     Mount::new(MountSource::HostPath(source.to_owned()), path(target))
 }
 
-const NO_FOLDER: &str = "this harness shares no folder with the engine's machine";
-
 async fn host_paths_are_mounted(bench: Bench) -> case::Outcome {
-    let Some(shared) = Shared::new(&bench)? else {
-        return Ok(Verdict::Skipped(NO_FOLDER.into()));
-    };
+    let shared = Shared::new(&bench)?;
     let io = |error: std::io::Error| Failure::from(error.to_string());
     let given = shared.0.join("given file");
     let folder = shared.0.join("folder");
@@ -109,7 +103,7 @@ async fn host_paths_are_mounted(bench: Bench) -> case::Outcome {
         read(&folder.join("made"))?,
         pattern(700).to_vec(),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_missing_host_path_is_an_outcome(bench: Bench) -> case::Outcome {
@@ -122,7 +116,7 @@ async fn a_missing_host_path_is_an_outcome(bench: Bench) -> case::Outcome {
         }
         other => return Err(format!("wanted FailedToStart, got {other:?}").into()),
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 /// Below the limit works, above it does not.
@@ -148,7 +142,7 @@ async fn a_scratch_limit_binds(bench: Bench) -> case::Outcome {
     let mount = Mount::new(MountSource::Scratch(NonZeroU64::new(MIB)), path("/work"));
     let spec = bench.spec("").await?.with_mount(mount);
     is_limited(&bench, "/work", spec).await?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn the_temporary_folder_is_limited(bench: Bench) -> case::Outcome {
@@ -156,7 +150,7 @@ async fn the_temporary_folder_is_limited(bench: Bench) -> case::Outcome {
     let spec = bench.spec("").await?;
     let spec = spec.with_resources(Resources::default().with_scratch_bytes(limit));
     is_limited(&bench, "/tmp", spec).await?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn trust_is_what_opens_the_root(bench: Bench) -> case::Outcome {
@@ -172,7 +166,7 @@ async fn trust_is_what_opens_the_root(bench: Bench) -> case::Outcome {
         let wanted = format!("\"ok\":{allowed}");
         holds(&format!("{id}: {log}"), log.contains(&wanted))?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn further_groups_are_given(bench: Bench) -> case::Outcome {
@@ -192,7 +186,7 @@ async fn further_groups_are_given(bench: Bench) -> case::Outcome {
         )?;
     }
     holds("it is in root's group", !groups.contains(&0.into()))?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn usage_is_told(bench: Bench) -> case::Outcome {
@@ -207,5 +201,5 @@ async fn usage_is_told(bench: Bench) -> case::Outcome {
         &format!("16 MiB of memory were {memory:?} bytes"),
         memory.is_some_and(|bytes| bytes >= 16 * MIB),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }

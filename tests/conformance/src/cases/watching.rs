@@ -6,15 +6,16 @@ use futures_util::TryStreamExt;
 use v6_runtime::{CleanupOptions, Outcome, RunStatus, Runtime, Tracker, WatchEvent};
 
 use crate::bench::{Bench, run_id};
-use crate::case::{self, Verdict, equal, holds};
+use crate::case::{self, equal, holds};
+use crate::harness::Fault;
 
 case::cases! {
-    a_watch_begins_with_everything: "a watch begins with a snapshot of every run, finished ones too, whenever it is opened";
-    every_end_is_seen: "a watcher sees the end of each run, also of runs that end together and of such that are over at once";
-    phases_never_go_back: "the rank of a run's phase never falls in the eyes of a watcher";
-    a_removed_run_is_told: "a watcher is told of a run that is cleaned up";
-    a_broken_connection_is_no_verdict: "after the connection to the engine broke, the watch comes back with a snapshot, and no run has changed for it";
-    a_dropped_watch_leaves_runs_alone: "dropping a watch has no effect on runs and other watchers";
+    a_watch_begins_with_everything ["WATCH-1"]: "a watch begins with a snapshot of every run, finished ones too, whenever it is opened";
+    every_end_is_seen ["LIFE-3"]: "a watcher sees the end of each run, also of runs that end together and of such that are over at once";
+    phases_never_go_back ["LIFE-1"]: "the rank of a run's phase never falls in the eyes of a watcher";
+    a_removed_run_is_told ["WATCH-1"]: "a watcher is told of a run that is cleaned up";
+    a_broken_connection_is_no_verdict ["LIFE-6", "WATCH-2"]: "after the connection to the engine broke, the watch comes back with a snapshot, and no run has changed for it";
+    a_dropped_watch_leaves_runs_alone ["LIFE-4", "ANY-1"]: "dropping a watch has no effect on runs and other watchers";
 }
 
 async fn a_watch_begins_with_everything(bench: Bench) -> case::Outcome {
@@ -45,7 +46,7 @@ async fn a_watch_begins_with_everything(bench: Bench) -> case::Outcome {
             other => return Err(format!("wanted a snapshot first, got {other:?}").into()),
         }
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn every_end_is_seen(bench: Bench) -> case::Outcome {
@@ -69,7 +70,7 @@ async fn every_end_is_seen(bench: Bench) -> case::Outcome {
             Some(Outcome::Exited(number)),
         )?;
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn phases_never_go_back(bench: Bench) -> case::Outcome {
@@ -105,7 +106,7 @@ async fn phases_never_go_back(bench: Bench) -> case::Outcome {
     tokio::time::timeout(limit, watching)
         .await
         .map_err(|_| "the ends were not seen")??;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_removed_run_is_told(bench: Bench) -> case::Outcome {
@@ -131,7 +132,7 @@ async fn a_removed_run_is_told(bench: Bench) -> case::Outcome {
     tokio::time::timeout(limit, watching)
         .await
         .map_err(|_| "nothing was told")??;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_broken_connection_is_no_verdict(bench: Bench) -> case::Outcome {
@@ -143,11 +144,7 @@ async fn a_broken_connection_is_no_verdict(bench: Bench) -> case::Outcome {
     bench.running(&id).await?;
     let mut events = bench.runtime.watch();
     let _ = events.try_next().await?;
-    if !bench.cut_connection().await {
-        return Ok(Verdict::Skipped(
-            "this harness cannot cut the connection".into(),
-        ));
-    }
+    let _cut = bench.inject(Fault::Cut).await?;
     let watching = async {
         loop {
             match events.try_next().await {
@@ -169,7 +166,7 @@ async fn a_broken_connection_is_no_verdict(bench: Bench) -> case::Outcome {
         status.outcome().cloned(),
         Some(Outcome::Exited(4)),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 async fn a_dropped_watch_leaves_runs_alone(bench: Bench) -> case::Outcome {
@@ -189,5 +186,5 @@ async fn a_dropped_watch_leaves_runs_alone(bench: Bench) -> case::Outcome {
         status.outcome().cloned(),
         Some(Outcome::Exited(2)),
     )?;
-    Ok(Verdict::Passed)
+    Ok(())
 }

@@ -1,0 +1,217 @@
+//! The suite's own program, started once more: a caller of the runtime that can be killed.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{ChildStdin, ChildStdout, Command};
+use v6_runtime::{InputStream, Mount, MountSource, Owner, RunSpec, Runtime};
+
+use crate::bench::{Bench, output, path, run_id};
+use crate::case::{Failure, Stop};
+use crate::harness::Harness;
+
+/// Names the child's task, in JSON.
+const VARIABLE: &str = "V6_CONFORMANCE_CHILD";
+/// What the child says when its task is done; it then stays, to be killed.
+const DONE: &str = "v6-conformance-child: ";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a child does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// Starts a run of the probe with these words and waits until it runs.
+    Run {
+        id: String,
+        words: String,
+        /// From now, in milliseconds.
+        deadline: Option<u64>,
+    },
+    /// Starts a run whose input never comes, and waits for its record.
+    HalfMake { id: String },
+    /// Cancels a run.
+    Cancel { id: String },
+    /// Takes the owner's lease.
+    Lease,
+    /// Collects the output `result`, and tells by how many bytes that made it larger at most.
+    Collect { id: String },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Order {
+    owner: String,
+    task: Task,
+}
+
+/// A child at work. Killed when it is dropped, at once and without notice.
+pub(crate) struct Child {
+    process: tokio::process::Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// The child ends when this is closed, should this process be killed itself.
+    _stdin: Option<ChildStdin>,
+}
+
+impl Child {
+    /// Starts it. The arguments are this program's own, so that it has the same harness.
+    pub(crate) async fn start(owner: &Owner, task: Task) -> Result<Self, Failure> {
+        let order = Order {
+            owner: owner.to_string(),
+            task,
+        };
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::from(format!(
+                "the suite's program cannot be started again: {error}"
+            ))
+        };
+        let order = serde_json::to_string(&order).map_err(|error| failed(&error))?;
+        let program = std::env::current_exe().map_err(|error| failed(&error))?;
+        let mut process = Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .env(VARIABLE, order)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(&error))?;
+        let stdin = process.stdin.take();
+        let stdout = process.stdout.take().ok_or("the child has no output")?;
+        Ok(Self {
+            process,
+            lines: BufReader::new(stdout).lines(),
+            _stdin: stdin,
+        })
+    }
+
+    /// Waits until it has done its task, and returns what it says of it.
+    pub(crate) async fn done(&mut self) -> Result<String, Failure> {
+        let reading = async {
+            while let Some(line) = self.lines.next_line().await.map_err(|e| e.to_string())? {
+                if let Some(answer) = line.strip_prefix(DONE) {
+                    return serde_json::from_str::<Result<String, String>>(answer)
+                        .map_err(|error| error.to_string())?;
+                }
+            }
+            Err("it ended without a word".to_owned())
+        };
+        match tokio::time::timeout(PATIENCE, reading).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(format!("in another process: {error}").into()),
+            Err(_) => Err("another process did not do its task in time".into()),
+        }
+    }
+
+    /// Kills it, as `kill -9` does, and waits until it is gone.
+    pub(crate) async fn kill(mut self) -> Result<(), Failure> {
+        let killed = self.process.kill().await;
+        killed.map_err(|error| format!("the child cannot be killed: {error}").into())
+    }
+}
+
+/// Whether this process is such a child; if so, it does its task. A program that has a `main` of
+/// its own calls this first, and ends if the answer is `true`.
+pub fn act_as_child(harness: Arc<dyn Harness>) -> bool {
+    let Ok(order) = std::env::var(VARIABLE) else {
+        return false;
+    };
+    let done = tokio::runtime::Runtime::new()
+        .map_err(|error| error.to_string())
+        .and_then(|tokio| {
+            let done = tokio.block_on(work(harness, &order));
+            // What is at work in the background goes on until somebody kills this process.
+            std::mem::forget(tokio);
+            done
+        });
+    let answer = serde_json::to_string(&done).unwrap_or_default();
+    let mut stdout = std::io::stdout();
+    let told = writeln!(stdout, "{DONE}{answer}").and_then(|()| stdout.flush());
+    if told.is_ok() {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    }
+    true
+}
+
+async fn work(harness: Arc<dyn Harness>, order: &str) -> Result<String, String> {
+    let order: Order = serde_json::from_str(order).map_err(|error| error.to_string())?;
+    let owner = Owner::new(order.owner).map_err(|error| error.to_string())?;
+    let did = async {
+        let bench = Bench::of(harness, owner).await?;
+        carry_out(&bench, order.task).await
+    };
+    did.await.map_err(|stop| match stop {
+        Stop::Failed(failure) => failure.to_string(),
+        other => format!("{other:?}"),
+    })
+}
+
+async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
+    match task {
+        Task::Run {
+            id,
+            words,
+            deadline,
+        } => {
+            let mut spec = bench.spec(&words).await?;
+            if let Some(after) = deadline {
+                let deadline = std::time::SystemTime::now() + Duration::from_millis(after);
+                spec = spec.with_deadline(deadline);
+            }
+            bench.runtime.run(&run_id(&id), &spec).await?;
+            bench.running(&run_id(&id)).await?;
+        }
+        Task::HalfMake { id } => {
+            let (reader, never_written) = tokio::io::duplex(64);
+            let spec = half_made(bench.spec("exit 1").await?, reader);
+            let (runtime, id) = (bench.runtime.clone(), run_id(&id));
+            let starting = {
+                let id = id.clone();
+                tokio::spawn(async move {
+                    let _never_written = never_written;
+                    runtime.run(&id, &spec).await
+                })
+            };
+            bench.recorded(&id).await?;
+            if starting.is_finished() {
+                return Err("run returned without its input".into());
+            }
+        }
+        Task::Cancel { id } => {
+            let options = v6_runtime::CancelOptions::default();
+            bench.runtime.cancel(&run_id(&id), options).await?;
+        }
+        Task::Lease => std::mem::forget(bench.runtime.acquire().await?),
+        Task::Collect { id } => {
+            let before = anonymous_memory()?;
+            let mut peak = before;
+            let mut chunks = bench.runtime.collect(&run_id(&id), &output("result"));
+            while let Some(chunk) = chunks.try_next().await? {
+                drop(chunk);
+                peak = peak.max(anonymous_memory()?);
+            }
+            return Ok((peak - before).to_string());
+        }
+    }
+    Ok(String::new())
+}
+
+/// A spec with an input of 1,000 bytes that this reader does not give.
+pub(crate) fn half_made(spec: RunSpec, reader: tokio::io::DuplexStream) -> RunSpec {
+    let stream = MountSource::Stream(InputStream::once(1000, reader));
+    spec.with_mount(Mount::new(stream, path("/in/file")))
+}
+
+/// Bytes of memory of this process that no file stands behind.
+fn anonymous_memory() -> Result<u64, Failure> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|e| e.to_string())?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|rest| rest.split_whitespace().next());
+    let kib: u64 = number
+        .and_then(|number| number.parse().ok())
+        .ok_or("/proc/self/status does not tell RssAnon")?;
+    Ok(kib << 10)
+}
