@@ -33,8 +33,10 @@ struct Volumes {
     marks: Marks,
 }
 
-/// How long the news of an out-of-memory kill may be later than that of the end.
-const LATE_NEWS: std::time::Duration = std::time::Duration::from_secs(1);
+/// How late the engine's news of an out-of-memory kill may be.
+const LATE_NEWS: std::time::Duration = std::time::Duration::from_secs(5);
+/// Between two looks at a container whose end is not explained yet.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
 
 impl Shared {
     /// Looks at one run; `None` if there is no record.
@@ -211,8 +213,8 @@ impl Shared {
     }
 
     /// The engine hears of the kernel's out-of-memory kill by another way than of the end, and
-    /// sometimes after it: seen with Docker 20.10 on a busy machine. A kill that nothing explains
-    /// yet is looked at again for a moment.
+    /// sometimes after it: seen with Docker 20.10, more than a second later on a machine that was
+    /// compiling. A kill that nothing explains yet is looked at again for a while.
     async fn with_late_news(
         &self,
         mut container: ContainerInspectResponse,
@@ -221,10 +223,11 @@ impl Shared {
             return Ok(container);
         };
         let since = tokio::time::Instant::now();
-        while translate::may_be_out_of_memory(&container, SystemTime::now())
+        while translate::may_be_out_of_memory(&container, SystemTime::now(), LATE_NEWS)
+            // The engine's clock may be another one.
             && since.elapsed() < LATE_NEWS
         {
-            tokio::time::sleep(LATE_NEWS / 20).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
             match self.engine.container(&id).await? {
                 Some(fresh) => container = fresh,
                 None => break,

@@ -200,17 +200,22 @@ pub(crate) fn is_live(state: &ContainerState) -> bool {
     }
 }
 
-/// Whether the program was killed just now, and why may still become known.
-pub(crate) fn may_be_out_of_memory(container: &ContainerInspectResponse, now: SystemTime) -> bool {
-    const JUST_NOW: Duration = Duration::from_secs(3);
+/// Whether a program with a memory limit was killed just now, and why may still become known.
+pub(crate) fn may_be_out_of_memory(
+    container: &ContainerInspectResponse,
+    now: SystemTime,
+    just_now: Duration,
+) -> bool {
+    let limit = container.host_config.as_ref().and_then(|host| host.memory);
     let Some(state) = &container.state else {
         return false;
     };
     let finished = state.finished_at.as_deref().and_then(time::from_engine);
     has_ended(container)
+        && limit.is_some_and(|bytes| bytes > 0)
         && state.exit_code == Some(137)
         && state.oom_killed != Some(true)
-        && finished.is_some_and(|finished| now < finished + JUST_NOW)
+        && finished.is_some_and(|finished| now < finished + just_now)
 }
 
 /// Whether a container has run and runs no more.
