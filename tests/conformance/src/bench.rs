@@ -184,14 +184,14 @@ impl Bench {
         Ok(ids)
     }
 
-    /// Removes every run that is left.
+    /// Removes every run that is left, and what the harness's hooks have made.
     pub(crate) async fn tidy(&self) -> Result<(), Failure> {
         for id in self.listed().await? {
             self.runtime
                 .cleanup(&run_id(&id), CleanupOptions::default().with_force(true))
                 .await?;
         }
-        Ok(())
+        Ok(self.harness.tidy(&self.owner).await?)
     }
 
     pub(crate) async fn leftovers(&self) -> Result<Vec<String>, Failure> {
@@ -254,7 +254,7 @@ impl Bench {
         registries.ok_or(Stop::NoHook("registries"))
     }
 
-    pub(crate) async fn volume(&self) -> Result<(String, Injected), Stop> {
+    pub(crate) async fn volume(&self) -> Result<String, Stop> {
         let volume = self.harness.volume(&self.owner).await?;
         volume.ok_or(Stop::NoHook("volume"))
     }

@@ -103,12 +103,21 @@ pub trait Harness: Send + Sync + 'static {
     }
 
     /// Makes a named volume with the file `data` of 1,000 bytes of the probe's pattern in it, and
-    /// returns its name. Dropping the second part removes it.
+    /// returns its name.
     ///
     /// # Errors
     /// Whatever keeps it from being made.
-    async fn volume(&self, _owner: &Owner) -> Result<Option<(String, Injected)>> {
+    async fn volume(&self, _owner: &Owner) -> Result<Option<String>> {
         Ok(None)
+    }
+
+    /// Removes what the hooks above have made for this owner. Called after each case, whatever
+    /// came of it, before the [`inventory`](Self::inventory) is asked what is left.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being removed.
+    async fn tidy(&self, _owner: &Owner) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -169,12 +178,6 @@ pub trait Untouched: Send + Sync {
     /// # Errors
     /// Whatever keeps it from looking.
     async fn is_there(&self) -> Result<bool>;
-
-    /// Removes it.
-    ///
-    /// # Errors
-    /// Whatever keeps it from being removed.
-    async fn remove(&self) -> Result<()>;
 }
 
 /// An object that [`Harness::plant`] made.
