@@ -64,6 +64,9 @@ pub struct Options {
     /// Fail if the earlier report FILE (YAML) says that a case passed which did not pass now
     #[arg(long, value_name = "FILE")]
     pub against: Option<PathBuf>,
+    /// What is checked, in the report and before its cases [default: the runtime's kind]
+    #[arg(long, value_name = "TEXT")]
+    pub name: Option<String>,
     /// How to get this report again, to be kept in it [default: the command line]
     #[arg(long, value_name = "TEXT")]
     pub command: Option<String>,
@@ -161,6 +164,10 @@ fn check(harness: &Arc<dyn Harness>, options: &Options) -> Result<ExitCode, Stri
     let earlier = options.against.as_deref().map(read).transpose()?;
     let terse = options.format == Format::Terse;
     let mut out = std::io::stdout();
+    if let (true, Some(name)) = (terse, &options.name) {
+        // As cargo has it, for tools that read that.
+        let _ = writeln!(out, "     Running {name}");
+    }
     let selection = options.selection();
     let report = suite::run(harness, &selection, |case| {
         if terse {
@@ -168,6 +175,7 @@ fn check(harness: &Arc<dyn Harness>, options: &Options) -> Result<ExitCode, Stri
         }
     });
     let mut report = report.map_err(|error| format!("the engine cannot be used: {error}"))?;
+    report.name = options.name.clone().unwrap_or(report.name);
     report.command = options.command.clone().unwrap_or_else(command_line);
     match options.format {
         Format::Terse => end(&mut out, &report),

@@ -8,7 +8,7 @@ use crate::case::Verdict;
 use crate::report::Report;
 
 pub(crate) fn junit(report: &Report) -> String {
-    let mut suite = TestSuite::new(format!("v6-conformance.{}", report.runtime));
+    let mut suite = TestSuite::new(format!("v6-conformance.{}", report.name));
     for case in &report.cases {
         let status = match &case.verdict {
             Verdict::Passed => TestCaseStatus::success(),
@@ -31,7 +31,7 @@ pub(crate) fn junit(report: &Report) -> String {
             }
         };
         let mut test = TestCase::new(case.id.as_str(), status);
-        test.set_classname(report.runtime.as_str());
+        test.set_classname(report.name.as_str());
         test.set_time(Duration::from_secs_f64(case.seconds.max(0.0)));
         suite.add_test_case(test);
     }

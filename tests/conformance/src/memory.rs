@@ -1,8 +1,9 @@
 //! The harness of the in-memory runtime, with every hook that can be had in one process.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use v6_runtime::memory::{Disturbance, ExitStatus, MemoryEngine, MemoryImage, RegistryFault};
@@ -22,6 +23,8 @@ pub struct MemoryHarness {
     engine: MemoryEngine,
     folder: tempfile::TempDir,
     names: AtomicU32,
+    /// By the owner for whose cases they were made.
+    planted: Mutex<HashMap<Owner, Vec<(Owner, RunId)>>>,
 }
 
 impl MemoryHarness {
@@ -38,6 +41,7 @@ impl MemoryHarness {
             engine,
             folder: tempfile::tempdir()?,
             names: AtomicU32::new(0),
+            planted: Mutex::default(),
         })
     }
 
@@ -45,6 +49,10 @@ impl MemoryHarness {
     #[must_use]
     pub fn engine(&self) -> &MemoryEngine {
         &self.engine
+    }
+
+    fn planted(&self) -> MutexGuard<'_, HashMap<Owner, Vec<(Owner, RunId)>>> {
+        self.planted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A name that nobody has used.
@@ -126,6 +134,10 @@ impl Harness for MemoryHarness {
         for (owner, id) in &planted {
             self.engine.plant(owner, id);
         }
+        let mut all = self.planted();
+        all.entry(owner.clone())
+            .or_default()
+            .extend(planted.iter().cloned());
         Ok(Some(Box::new(Plants {
             engine: self.engine.clone(),
             planted,
@@ -168,12 +180,24 @@ impl Harness for MemoryHarness {
         }))
     }
 
-    async fn volume(&self, owner: &Owner) -> Result<Option<(String, Injected)>> {
-        let name = format!("{owner}-volume");
+    async fn volume(&self, owner: &Owner) -> Result<Option<String>> {
+        let name = volume_of(owner);
         self.engine.add_volume_file(&name, "data", pattern(1000));
-        let volume = Volume(self.engine.clone(), name.clone());
-        Ok(Some((name, Injected::new(volume))))
+        Ok(Some(name))
     }
+
+    async fn tidy(&self, owner: &Owner) -> Result<()> {
+        self.engine.remove_volume(&volume_of(owner));
+        let planted = self.planted().remove(owner).unwrap_or_default();
+        for (owner, id) in planted {
+            self.engine.uproot(&owner, &id);
+        }
+        Ok(())
+    }
+}
+
+fn volume_of(owner: &Owner) -> String {
+    format!("{owner}-volume")
 }
 
 struct Plants {
@@ -186,20 +210,5 @@ impl Untouched for Plants {
     async fn is_there(&self) -> Result<bool> {
         let mut planted = self.planted.iter();
         Ok(planted.all(|(owner, id)| self.engine.has_planted(owner, id)))
-    }
-
-    async fn remove(&self) -> Result<()> {
-        for (owner, id) in &self.planted {
-            self.engine.uproot(owner, id);
-        }
-        Ok(())
-    }
-}
-
-struct Volume(MemoryEngine, String);
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        self.0.remove_volume(&self.1);
     }
 }

@@ -23,6 +23,8 @@ pub struct Report {
     pub inconclusive: usize,
     /// Somebody left cases out: the numbers do not speak for the runtime.
     pub partial: bool,
+    /// What was checked.
+    pub name: String,
     /// [`Runtime::kind`](v6_runtime::Runtime::kind).
     pub runtime: String,
     /// What the engine says of itself.
@@ -155,6 +157,7 @@ impl Report {
             partial: count(
                 |verdict| matches!(verdict, Verdict::Skipped { by, .. } if *by == SkippedBy::Operator),
             ) > 0,
+            name: runtime.to_owned(),
             runtime: runtime.to_owned(),
             engine: Engine {
                 name: engine.name.clone(),

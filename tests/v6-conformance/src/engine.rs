@@ -1,0 +1,379 @@
+//! An engine with Docker's API, and ways to make life with it hard.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::Docker;
+use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptions};
+use clap::Args;
+use tokio::process::Command;
+use v6_fault_proxy::{Address, Answer, Fault as Wrong, FaultProxy, Requests, Rule, RuleGuard};
+use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
+use v6_runtime_conformance::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged};
+use v6_runtime_docker::{DockerConfig, DockerRuntime};
+
+use crate::registries::Started;
+use crate::seeds::Seed;
+use crate::{images, planted};
+
+/// How long an engine may take to come back.
+const RESTART_LIMIT: Duration = Duration::from_secs(120);
+/// For a call that does not lead through the runtime.
+const CALL_SECONDS: u64 = 60;
+/// Sizes in bytes of the pieces in which answers come, in turn: in the midst of words and letters.
+const PIECES: [usize; 5] = [1, 3, 7, 64, 1021];
+/// The label of what belongs to an owner, as `docs/` has it.
+const OWNER_LABEL: &str = "v6-runtime.owner";
+
+/// How an engine is reached, and what the suite may do with it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EngineOptions {
+    /// Where the engine listens, unix:///PATH or tcp://ADDRESS:PORT [default: DOCKER_HOST or
+    /// CONTAINER_HOST, or the engine's usual socket]
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<String>,
+    /// The image that holds the probe; the engine has to have it (tests/algorithms/build probe)
+    #[arg(long, value_name = "IMAGE", default_value = "localhost/v6-probe:test")]
+    probe: String,
+    /// Ends and starts the engine, for the cases about that; run by sh
+    #[arg(long, value_name = "COMMAND")]
+    restart: Option<String>,
+    /// Two registries to fetch from: the file that tests/services/registry.sh writes
+    #[arg(long, value_name = "FILE")]
+    registries: Option<PathBuf>,
+}
+
+/// What went wrong at the engine, or on the way to it, while the suite was at work past the
+/// runtime.
+#[derive(Debug)]
+pub(crate) struct Failed(Error);
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        failed.0
+    }
+}
+
+/// Says what was being done.
+pub(crate) fn failed<E: std::error::Error + Send + Sync + 'static>(
+    what: &str,
+) -> impl FnOnce(E) -> Failed {
+    let what = format!("the suite, {what}");
+    move |error| Failed(Error::new(ErrorKind::Unexpected, what).with_source(error))
+}
+
+/// Whether the engine says that there is no such thing.
+pub(crate) fn is_absent(error: &bollard::errors::Error) -> bool {
+    matches!(
+        error,
+        bollard::errors::Error::DockerResponseServerError {
+            status_code: 404,
+            ..
+        }
+    )
+}
+
+/// How one owner's runtime values reach the engine.
+struct Way {
+    proxy: FaultProxy,
+    /// Dropped, it ends the streams of events.
+    events: RuleGuard,
+    _seed: Option<RuleGuard>,
+}
+
+/// The engine, and a proxy before it for each owner.
+pub(crate) struct EngineHarness {
+    engine: Address,
+    docker: Docker,
+    folder: tempfile::TempDir,
+    probe: ImageRef,
+    restart: Option<String>,
+    registries: Option<Started>,
+    ways: Mutex<HashMap<Owner, Way>>,
+    /// Owners for whose cases something was made past the runtime.
+    made_for: Mutex<HashSet<Owner>>,
+    seed: Option<&'static Seed>,
+}
+
+impl EngineHarness {
+    /// The engine that the options name, or else this variable or this default.
+    ///
+    /// # Errors
+    /// An address that is none; an image name that is none; no temporary folder.
+    pub(crate) fn new(
+        options: EngineOptions,
+        variable: &str,
+        default: &str,
+    ) -> std::result::Result<Self, String> {
+        let host = options
+            .host
+            .or_else(|| std::env::var(variable).ok().filter(|host| !host.is_empty()))
+            .unwrap_or_else(|| default.to_owned());
+        let engine: Address = host.parse().map_err(|error| format!("{host}: {error}"))?;
+        let version = bollard::API_DEFAULT_VERSION;
+        let docker = match &engine {
+            Address::Unix(path) => {
+                Docker::connect_with_unix(&path.to_string_lossy(), CALL_SECONDS, version)
+            }
+            Address::Tcp(address) => {
+                Docker::connect_with_http(&address.to_string(), CALL_SECONDS, version)
+            }
+        }
+        .map_err(|error| format!("{host}: {error}"))?;
+        let probe = ImageRef::parse(&options.probe).map_err(|error| error.to_string())?;
+        Ok(Self {
+            engine,
+            docker,
+            folder: tempfile::tempdir().map_err(|error| format!("a temporary folder: {error}"))?,
+            probe,
+            restart: options.restart,
+            registries: options
+                .registries
+                .as_deref()
+                .map(Started::read)
+                .transpose()?,
+            ways: Mutex::default(),
+            made_for: Mutex::default(),
+            seed: None,
+        })
+    }
+
+    /// Every container of a run is made with this fault.
+    pub(crate) fn with_seed(mut self, seed: &'static Seed) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Does something with the owner's way to the engine, which is made the first time.
+    fn way<T>(&self, owner: &Owner, act: impl FnOnce(&mut Way) -> T) -> Result<T> {
+        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let way = match ways.entry(owner.clone()) {
+            Entry::Occupied(way) => way.into_mut(),
+            Entry::Vacant(place) => place.insert(self.make_way(owner)?),
+        };
+        Ok(act(way))
+    }
+
+    fn make_way(&self, owner: &Owner) -> Result<Way> {
+        // A child of the suite has the same owner: its proxy is another one.
+        let name = format!("{owner}-{}.sock", std::process::id());
+        let listen = Address::Unix(self.folder.path().join(name));
+        let proxy = FaultProxy::start(listen, self.engine.clone())
+            .map_err(failed("starting a proxy before the engine"))?;
+        let seed = self.seed.map(|seed| {
+            let create = Requests::any()
+                .method("POST")
+                .path_ends_with("/containers/create");
+            proxy.add(Rule::new(create, Wrong::rewrite(seed.rewrite)))
+        });
+        Ok(Way {
+            events: proxy.add(events()),
+            proxy,
+            _seed: seed,
+        })
+    }
+
+    fn note(&self, owner: &Owner) {
+        let mut owners = self.made_for.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.insert(owner.clone());
+    }
+
+    /// The engine with a version of the API that it speaks.
+    async fn docker(&self) -> Result<Docker> {
+        let docker = self.docker.clone().negotiate_version().await;
+        Ok(docker.map_err(failed("asking for the version of the API"))?)
+    }
+}
+
+#[async_trait]
+impl Harness for EngineHarness {
+    async fn connect(&self, owner: &Owner) -> Result<Arc<dyn Runtime>> {
+        let host = self.way(owner, |way| way.proxy.address().to_string())?;
+        let credentials = self.registries.iter().map(Started::credentials).collect();
+        let config = DockerConfig::new(owner.clone())
+            .with_host(host)
+            .with_credentials(credentials)
+            .with_runtime_dir(self.folder.path().join("run"));
+        Ok(Arc::new(DockerRuntime::connect(config).await?))
+    }
+
+    fn probe_image(&self) -> ImageRef {
+        self.probe.clone()
+    }
+
+    async fn inventory(&self, owner: &Owner) -> Result<Vec<String>> {
+        let docker = self.docker().await?;
+        let options = ListContainersOptionsBuilder::new().all(true).build();
+        let containers = docker.list_containers(Some(options)).await;
+        let containers = containers.map_err(failed("listing containers"))?;
+        let volumes = docker.list_volumes(None::<ListVolumesOptions>).await;
+        let volumes = volumes.map_err(failed("listing volumes"))?;
+        let is_owners = |name: &str, labels: &HashMap<String, String>| {
+            // By label and by name: what lacks one of them is not tidy either.
+            name.starts_with(&format!("v6-{owner}."))
+                || labels.get(OWNER_LABEL).map(String::as_str) == Some(owner.as_str())
+        };
+        let mut found = Vec::new();
+        for container in containers {
+            let names = container.names.clone().unwrap_or_default();
+            let name = names
+                .first()
+                .map_or("", |name| name.trim_start_matches('/'));
+            if is_owners(name, &container.labels.clone().unwrap_or_default()) {
+                found.push(format!("container {name}: {container:?}"));
+            }
+        }
+        for volume in volumes.volumes.unwrap_or_default() {
+            if is_owners(&volume.name, &volume.labels) {
+                found.push(format!("volume {}: {volume:?}", volume.name));
+            }
+        }
+        Ok(found)
+    }
+
+    fn outlives_us(&self) -> bool {
+        true
+    }
+
+    async fn inject(&self, owner: &Owner, fault: Fault) -> Result<Option<Injected>> {
+        let all = Requests::any;
+        let refusal = |status| Wrong::Answer(Answer::new(status).json(&message()));
+        let rule = match fault {
+            Fault::Cut => {
+                self.way(owner, |way| way.proxy.cut())?;
+                return Ok(Some(Injected::new(())));
+            }
+            Fault::WatchEnds => {
+                self.way(owner, |way| way.events = way.proxy.add(events()))?;
+                return Ok(Some(Injected::new(())));
+            }
+            Fault::Away => {
+                let away = self.way(owner, |way| way.proxy.away())?;
+                return Ok(Some(Injected::new(away)));
+            }
+            Fault::Errors(times) => Rule::new(all(), refusal(500)).times(times),
+            Fault::Throttled(times) => Rule::new(all(), refusal(429)).times(times),
+            Fault::ReplyLost => {
+                let makes = all().method("POST").path_ends_with("/create");
+                Rule::new(makes, Wrong::LoseReply).times(1)
+            }
+            Fault::Slow(time) => Rule::new(all(), Wrong::Delay(time)),
+            Fault::OddPieces => Rule::new(all(), Wrong::Split(PIECES.to_vec())),
+            Fault::Stuck => {
+                let removal = all().method("DELETE").path_contains("/containers/");
+                Rule::new(removal, refusal(500))
+            }
+            _ => return Ok(None),
+        };
+        let guard = self.way(owner, |way| way.proxy.add(rule))?;
+        Ok(Some(Injected::new(guard)))
+    }
+
+    fn calls(&self, owner: &Owner) -> Option<u64> {
+        self.way(owner, |way| way.proxy.requests()).ok()
+    }
+
+    async fn restart_engine(&self) -> Result<Option<()>> {
+        let Some(command) = &self.restart else {
+            return Ok(None);
+        };
+        let restart = Command::new("sh")
+            .args(["-c", command])
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .status();
+        let status = match tokio::time::timeout(RESTART_LIMIT, restart).await {
+            Ok(status) => status.map_err(failed("restarting the engine"))?,
+            Err(late) => return Err(failed("restarting the engine")(late).into()),
+        };
+        if !status.success() {
+            let what = format!("the suite, restarting the engine: {status}");
+            return Err(Error::new(ErrorKind::Unexpected, what));
+        }
+        Ok(Some(()))
+    }
+
+    /// Of an engine behind a socket, which is on this machine.
+    fn shared_folder(&self) -> Option<PathBuf> {
+        matches!(self.engine, Address::Unix(_)).then(|| self.folder.path().to_owned())
+    }
+
+    async fn plant(&self, owner: &Owner, id: &RunId, place: Planted) -> Result<Option<Stranger>> {
+        let docker = self.docker().await?;
+        self.note(owner);
+        Ok(Some(planted::plant(docker, owner, id, place).await?))
+    }
+
+    async fn move_tag(&self, owner: &Owner, to: Tagged) -> Result<Option<ImageRef>> {
+        let docker = self.docker().await?;
+        let probe = self.probe.to_string();
+        let name = moving(owner);
+        let repository = name.trim_end_matches(":moving");
+        self.note(owner);
+        match to {
+            Tagged::Probe => images::tag(&docker, &probe, repository, "moving").await?,
+            Tagged::Other => {
+                // Whatever arguments follow.
+                let instruction = r#"ENTRYPOINT ["/probe", "exit", "99", "then"]"#;
+                images::derive(&docker, &probe, instruction, repository, "moving").await?;
+            }
+        }
+        Ok(Some(ImageRef::parse(&name)?))
+    }
+
+    async fn registries(&self) -> Result<Option<Registries>> {
+        let Some(started) = &self.registries else {
+            return Ok(None);
+        };
+        let docker = self.docker().await?;
+        let probe = self.probe.to_string();
+        Ok(Some(started.ready(&docker, &probe).await?))
+    }
+
+    async fn volume(&self, owner: &Owner) -> Result<Option<String>> {
+        let docker = self.docker().await?;
+        let probe = self.probe.to_string();
+        self.note(owner);
+        Ok(Some(planted::volume(&docker, owner, &probe).await?))
+    }
+
+    async fn tidy(&self, owner: &Owner) -> Result<()> {
+        let made = {
+            let mut owners = self.made_for.lock().unwrap_or_else(PoisonError::into_inner);
+            owners.remove(owner)
+        };
+        if made {
+            let docker = self.docker().await?;
+            planted::remove(&docker, owner).await?;
+            images::forget(&docker, &moving(owner)).await?;
+        }
+        let way = {
+            let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+            ways.remove(owner)
+        };
+        // Its end waits for its thread.
+        drop(way);
+        Ok(())
+    }
+}
+
+/// Ends streams of events as soon as its guard is dropped.
+fn events() -> Rule {
+    let streams = Requests::any().path_ends_with("/events");
+    Rule::new(streams, Wrong::EndReplyAtRelease)
+}
+
+/// What an engine says with an error.
+fn message() -> serde_json::Value {
+    serde_json::json!({"message": "made by the conformance suite"})
+}
+
+/// The name that is pointed at one image or another.
+fn moving(owner: &Owner) -> String {
+    format!("localhost/v6-conformance/{owner}:moving")
+}

@@ -1,0 +1,123 @@
+//! The conformance suite over the runtimes of this workspace.
+//!
+//! ```text
+//! v6-conformance --runtime docker --report docker.yaml
+//! v6-conformance --runtime memory --filter watch --format json
+//! v6-conformance matrix docs/conformance
+//! ```
+
+mod engine;
+mod images;
+mod matrix;
+mod planted;
+mod registries;
+mod seeds;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use v6_runtime_conformance::{Harness, MemoryHarness, Options};
+
+use crate::engine::{EngineHarness, EngineOptions};
+
+/// Checks a container runtime against its contract.
+///
+/// Exit codes: 0 all that ran passed, 1 a case failed, 2 bad usage, 3 no case was run, 4 the engine
+/// or a file cannot be used.
+#[derive(Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The runtime to check
+    #[arg(long, value_enum, required = true)]
+    runtime: Option<Kind>,
+    #[command(flatten)]
+    engine: EngineOptions,
+    #[command(flatten)]
+    suite: Options,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the page that shows the reports in FOLDER side by side: FOLDER/README.md
+    Matrix {
+        /// Where the reports are, NAME.yaml each
+        folder: PathBuf,
+    },
+    /// Show that the suite can fail: make faults of isolation at a real engine, one after the
+    /// other, and see which cases fail
+    Prove(Prove),
+}
+
+#[derive(Args)]
+struct Prove {
+    /// The runtime on whose engine the faults are made
+    #[arg(long, value_enum)]
+    runtime: Kind,
+    #[command(flatten)]
+    engine: EngineOptions,
+    /// Also run the cases that are about something else, with each fault
+    #[arg(long)]
+    whole: bool,
+    /// Only these faults
+    #[arg(value_name = "FAULT")]
+    faults: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// The in-memory runtime
+    Memory,
+    /// The Docker engine at --host
+    Docker,
+    /// Podman's service at --host
+    Podman,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match (arguments.command, arguments.runtime) {
+        (Some(Command::Matrix { folder }), _) => matrix::write(&folder),
+        (Some(Command::Prove(prove)), _) => seeds::prove(
+            |seed| {
+                let made = engine(prove.runtime, prove.engine.clone())?;
+                let made =
+                    made.ok_or("the in-memory runtime's faults are tried by its own tests")?;
+                Ok(Arc::new(made.with_seed(seed)))
+            },
+            &prove.faults,
+            prove.whole,
+        ),
+        (None, Some(runtime)) => harness(runtime, arguments.engine)
+            .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
+        (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("v6-conformance: {error}");
+        ExitCode::from(4)
+    })
+}
+
+fn harness(kind: Kind, options: EngineOptions) -> Result<Arc<dyn Harness>, String> {
+    Ok(match engine(kind, options)? {
+        Some(engine) => Arc::new(engine),
+        None => Arc::new(MemoryHarness::new().map_err(|error| error.to_string())?),
+    })
+}
+
+/// The harness of a runtime that has an engine outside of this process.
+fn engine(kind: Kind, options: EngineOptions) -> Result<Option<EngineHarness>, String> {
+    let (variable, default) = match kind {
+        Kind::Memory => return Ok(None),
+        Kind::Docker => ("DOCKER_HOST", "unix:///var/run/docker.sock"),
+        Kind::Podman => ("CONTAINER_HOST", "unix:///run/podman/podman.sock"),
+    };
+    EngineHarness::new(options, variable, default).map(Some)
+}

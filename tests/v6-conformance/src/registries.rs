@@ -1,0 +1,125 @@
+//! Registries with the probe in them.
+
+use std::path::Path;
+
+use bollard::Docker;
+use bollard::auth::DockerCredentials;
+use bollard::query_parameters::PushImageOptionsBuilder;
+use futures_util::TryStreamExt;
+use tokio::sync::OnceCell;
+use v6_fault_proxy::{Address, Fault, FaultProxy, Requests, Rule, RuleGuard};
+use v6_runtime::{ImageRef, RegistryCredentials, Result};
+use v6_runtime_conformance::Registries;
+
+use crate::engine::{Failed, failed};
+use crate::images;
+
+/// What is put into the registries: the probe's program in an image of another id, so that the
+/// engine has to fetch it.
+const REPOSITORY: &str = "v6-conformance/probe";
+const TAG: &str = "1";
+/// Nobody listens there.
+const NOWHERE: &str = "127.0.0.1:1";
+
+/// Two registries of this machine, as `tests/services/registry.sh` starts them.
+#[derive(Debug)]
+pub(crate) struct Started {
+    open: String,
+    private: String,
+    user: String,
+    password: String,
+    /// A way to the open one that stalls, once they are filled.
+    filled: OnceCell<(FaultProxy, RuleGuard)>,
+}
+
+impl Started {
+    /// Reads the file that `registry.sh` writes: `export NAME=VALUE NAME=VALUE` lines.
+    ///
+    /// # Errors
+    /// A file that cannot be read or lacks one of them.
+    pub(crate) fn read(file: &Path) -> std::result::Result<Self, String> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+        let get = |name: &str| {
+            let words = text.split_whitespace();
+            let found = words
+                .filter_map(|word| word.split_once('='))
+                .find(|(key, _)| *key == name);
+            found
+                .map(|(_, value)| value.to_owned())
+                .ok_or_else(|| format!("{} does not set {name}", file.display()))
+        };
+        Ok(Self {
+            open: get("V6_REGISTRY_OPEN")?,
+            private: get("V6_REGISTRY_PRIVATE")?,
+            user: get("V6_REGISTRY_USER")?,
+            password: get("V6_REGISTRY_PASSWORD")?,
+            filled: OnceCell::new(),
+        })
+    }
+
+    /// What the runtime is told of the private one.
+    pub(crate) fn credentials(&self) -> RegistryCredentials {
+        RegistryCredentials::new(&self.private, &self.user, self.password.clone().into())
+    }
+
+    /// Fills them the first time, and takes all that was fetched from the engine.
+    pub(crate) async fn ready(&self, docker: &Docker, probe: &str) -> Result<Registries> {
+        let (stalled, _) = self
+            .filled
+            .get_or_try_init(|| self.fill(docker, probe))
+            .await?;
+        let image = |registry: &str, repository: &str| {
+            ImageRef::parse(&format!("{registry}/{repository}:{TAG}"))
+        };
+        let stalled = stalled.address().to_string().replace("tcp://", "");
+        // The same registry under a name that no credentials are for.
+        let refused = self.private.replace("127.0.0.1", "localhost");
+        let registries = Registries {
+            open: image(&self.open, REPOSITORY)?,
+            absent: image(&self.open, "v6-conformance/absent")?,
+            private: image(&self.private, REPOSITORY)?,
+            refused: image(&refused, REPOSITORY)?,
+            unreachable: image(NOWHERE, REPOSITORY)?,
+            stalled: image(&stalled, REPOSITORY)?,
+        };
+        for image in [&registries.open, &registries.private, &registries.stalled] {
+            images::forget(docker, &image.to_string()).await?;
+        }
+        Ok(registries)
+    }
+
+    async fn fill(
+        &self,
+        docker: &Docker,
+        probe: &str,
+    ) -> std::result::Result<(FaultProxy, RuleGuard), Failed> {
+        let instruction = "LABEL org.v6-conformance.registry=1";
+        for registry in [&self.open, &self.private] {
+            let repository = format!("{registry}/{REPOSITORY}");
+            images::derive(docker, probe, instruction, &repository, TAG).await?;
+            let options = PushImageOptionsBuilder::new().tag(TAG).build();
+            let credentials = DockerCredentials {
+                username: Some(self.user.clone()),
+                password: Some(self.password.clone()),
+                serveraddress: Some(registry.to_string()),
+                ..DockerCredentials::default()
+            };
+            let pushed = docker.push_image(&repository, Some(options), Some(credentials));
+            let pushed: std::result::Result<Vec<_>, _> = pushed.try_collect().await;
+            pushed.map_err(failed("filling a registry"))?;
+            images::forget(docker, &format!("{repository}:{TAG}")).await?;
+        }
+        let address = self
+            .open
+            .parse()
+            .map_err(failed("the registry's address"))?;
+        let anywhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let proxy = FaultProxy::start(Address::Tcp(anywhere), Address::Tcp(address))
+            .map_err(failed("a way to the registry that stalls"))?;
+        // Names are answered, content is not.
+        let content = Requests::any().path_contains("/blobs/");
+        let held = proxy.add(Rule::new(content, Fault::Hold));
+        Ok((proxy, held))
+    }
+}
