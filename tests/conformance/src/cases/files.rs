@@ -9,7 +9,7 @@ use super::inputs::GROWTH;
 use super::needs;
 use crate::bench::{Bench, output, path, run_id};
 use crate::case::{self, Failure, equal, fails, holds};
-use crate::child::Task;
+use crate::child::{Task, can_measure};
 use crate::probe::{Pattern, pattern};
 
 const MIB: usize = 1 << 20;
@@ -163,6 +163,7 @@ async fn outputs_wait_for_the_end(bench: Bench) -> case::Outcome {
 }
 
 async fn collecting_takes_constant_memory(bench: Bench) -> case::Outcome {
+    can_measure()?;
     let id = run_id("large");
     let size = 64 * MIB;
     let spec = bench.spec(&format!("write /out/result {size}")).await?;

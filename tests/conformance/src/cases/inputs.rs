@@ -11,7 +11,7 @@ use v6_runtime::{Accepted, ErrorKind, InputStream, Mount, MountSource, Outcome, 
 use super::needs;
 use crate::bench::{Bench, path, run_id};
 use crate::case::{self, equal, fails, holds};
-use crate::child::Task;
+use crate::child::{Task, can_measure};
 use crate::probe::{Pattern, pattern};
 
 const MIB: usize = 1 << 20;
@@ -159,6 +159,7 @@ async fn a_large_input_is_byte_exact(bench: Bench) -> case::Outcome {
 }
 
 async fn giving_takes_constant_memory(bench: Bench) -> case::Outcome {
+    can_measure()?;
     let id = run_id("given");
     let size = 64 * MIB;
     let task = Task::Give {

@@ -6,7 +6,7 @@ use v6_runtime::{Capabilities, ErrorKind, LogOptions, LogStream, Runtime, Runtim
 use super::needs;
 use crate::bench::{Bench, run_id};
 use crate::case::{self, equal, fails, holds};
-use crate::child::Task;
+use crate::child::{Task, can_measure};
 use crate::probe::{all_values, pattern};
 
 case::cases! {
@@ -284,6 +284,7 @@ async fn a_log_ends_with_cleanup(bench: Bench) -> case::Outcome {
 }
 
 async fn reading_logs_takes_constant_memory(bench: Bench) -> case::Outcome {
+    can_measure()?;
     let id = run_id("large");
     let size = 48 << 20;
     let spec = bench.spec(&format!("stdout {size}")).await?;
