@@ -1,7 +1,7 @@
 //! Where a case works: a fresh runtime with an owner of its own.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +30,8 @@ pub struct Bench {
     pub(crate) harness: Arc<dyn Harness>,
     pub(crate) runtime: Arc<dyn Runtime>,
     owner: Owner,
+    /// Further owners of this case.
+    others: Arc<Mutex<Vec<Owner>>>,
 }
 
 impl Bench {
@@ -49,6 +51,7 @@ impl Bench {
             harness,
             runtime,
             owner,
+            others: Arc::default(),
         })
     }
 
@@ -63,7 +66,19 @@ impl Bench {
 
     /// Another owner on the same engine.
     pub(crate) async fn stranger(&self) -> Result<Self, Failure> {
-        Self::new(self.harness.clone()).await
+        self.stranger_named(Self::new_owner()).await
+    }
+
+    /// Another owner of this name.
+    pub(crate) async fn stranger_named(&self, owner: Owner) -> Result<Self, Failure> {
+        let mut stranger = Self::of(self.harness.clone(), owner).await?;
+        stranger.others = self.others.clone();
+        self.others().push(stranger.owner.clone());
+        Ok(stranger)
+    }
+
+    fn others(&self) -> MutexGuard<'_, Vec<Owner>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A run of the probe with these words.
@@ -219,14 +234,33 @@ impl Bench {
         Ok(ids)
     }
 
-    /// Removes every run that is left, and what the harness's hooks have made.
+    /// Removes all that the case has left, whoever of its owners, and what the harness's hooks
+    /// made for it; says what is there even so.
+    pub(crate) async fn end(&self) -> Result<Vec<String>, Failure> {
+        let others = std::mem::take(&mut *self.others());
+        let mut left = self.end_one().await?;
+        for owner in others {
+            let other = Self::of(self.harness.clone(), owner).await?;
+            left.extend(other.end_one().await?);
+        }
+        Ok(left)
+    }
+
+    async fn end_one(&self) -> Result<Vec<String>, Failure> {
+        let tidied = self.tidy().await;
+        self.harness.tidy(&self.owner).await?;
+        tidied?;
+        self.leftovers().await
+    }
+
+    /// Removes every run that is left.
     pub(crate) async fn tidy(&self) -> Result<(), Failure> {
         for id in self.listed().await? {
             self.runtime
                 .cleanup(&run_id(&id), CleanupOptions::default().with_force(true))
                 .await?;
         }
-        Ok(self.harness.tidy(&self.owner).await?)
+        Ok(())
     }
 
     pub(crate) async fn leftovers(&self) -> Result<Vec<String>, Failure> {

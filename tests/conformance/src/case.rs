@@ -184,10 +184,8 @@ impl Case {
             Ok(Err(panic)) => Err(format!("it panicked: {}", words(&*panic)).into()),
             Err(_) => Err(format!("it did not end within {CASE_LIMIT:?}").into()),
         };
-        let tidied = bench.tidy().await;
-        let left = bench.leftovers().await;
+        let left = bench.end().await;
         worked?;
-        tidied?;
         match left? {
             left if left.is_empty() => Ok(()),
             left => Err(format!("left behind: {}", left.join(", ")).into()),

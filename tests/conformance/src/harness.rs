@@ -178,6 +178,12 @@ pub trait Untouched: Send + Sync {
     /// # Errors
     /// Whatever keeps it from looking.
     async fn is_there(&self) -> Result<bool>;
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being removed.
+    async fn remove(&self) -> Result<()>;
 }
 
 /// An object that [`Harness::plant`] made.

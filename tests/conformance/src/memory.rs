@@ -213,4 +213,11 @@ impl Untouched for Plants {
         let mut planted = self.planted.iter();
         Ok(planted.all(|(owner, id)| self.engine.has_planted(owner, id)))
     }
+
+    async fn remove(&self) -> Result<()> {
+        for (owner, id) in &self.planted {
+            self.engine.uproot(owner, id);
+        }
+        Ok(())
+    }
 }

@@ -228,7 +228,9 @@ impl Harness for EngineHarness {
             }
         }
         for volume in volumes.volumes.unwrap_or_default() {
-            if is_owners(&volume.name, &volume.labels) {
+            // What was planted there is not the runtime's.
+            let planted = volume.labels.contains_key(planted::MARK);
+            if !planted && is_owners(&volume.name, &volume.labels) {
                 found.push(format!("volume {}: {volume:?}", volume.name));
             }
         }

@@ -17,7 +17,7 @@ use crate::engine::{failed, is_absent};
 
 /// A label that no runtime of ours knows: for whose cases it was made, to tell that a volume is
 /// still that one, and to find it again.
-const MARK: &str = "org.v6-conformance.stranger";
+pub(crate) const MARK: &str = "org.v6-conformance.stranger";
 
 /// Volumes that somebody else made.
 struct Volumes {
@@ -94,6 +94,23 @@ impl Untouched for Volumes {
         }
         Ok(true)
     }
+
+    async fn remove(&self) -> Result<()> {
+        for name in &self.names {
+            remove_volume(&self.docker, name).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn remove_volume(docker: &Docker, name: &str) -> Result<()> {
+    match docker
+        .remove_volume(name, None::<RemoveVolumeOptions>)
+        .await
+    {
+        Err(error) if !is_absent(&error) => Err(failed("removing a volume")(error).into()),
+        _ => Ok(()),
+    }
 }
 
 /// Makes a volume with the file `data` in it, by a container that is never started.
@@ -150,13 +167,7 @@ pub(crate) async fn remove(docker: &Docker, owner: &Owner) -> Result<()> {
         if !ours {
             continue;
         }
-        let removed = docker.remove_volume(&volume.name, None::<RemoveVolumeOptions>);
-        match removed.await {
-            Err(error) if !is_absent(&error) => {
-                return Err(failed("removing a volume")(error).into());
-            }
-            _ => {}
-        }
+        remove_volume(docker, &volume.name).await?;
     }
     Ok(())
 }

@@ -86,7 +86,7 @@ async fn one_name_may_begin_another(bench: Bench) -> case::Outcome {
     // Joined by any of the usual signs, the names of these pairs are equal.
     let short = bench.runtime.owner().clone();
     let longer = Owner::new(format!("{short}-a"))?;
-    let other = Bench::of(bench.harness.clone(), longer).await?;
+    let other = bench.stranger_named(longer).await?;
     let (mine, theirs) = (run_id("a-b"), run_id("b"));
     bench
         .runtime

@@ -153,7 +153,7 @@ async fn a_missing_volume_is_an_outcome(bench: Bench) -> case::Outcome {
 }
 
 async fn volumes_are_mounted(bench: Bench) -> case::Outcome {
-    let (name, _volume) = bench.volume().await?;
+    let name = bench.volume().await?;
     let outcome = reads_volume(&bench, &name).await;
     // The volume cannot be removed while a run has it.
     bench.tidy().await?;
