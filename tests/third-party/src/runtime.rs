@@ -1,0 +1,707 @@
+//! The contract, carried out on folders.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::fs::{self, File, TryLockError};
+use std::future::Future;
+use std::io;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+use v6_runtime::{
+    Accepted, CancelOptions, Cancelled, Capabilities, CleanedUp, CleanupOptions, Connection,
+    Digest, EngineInfo, EnvValue, Error, ErrorKind, Floor, Held, ImageIdentity, ImageRef,
+    InputStream, Lease, LogChunk, LogFeatures, LogOptions, MountSource, OutputName, Owner, Pending,
+    PullPolicy, ResolvedImage, Result, ResultStream, RunId, RunPhase, RunSpec, RunStatus, Runtime,
+    SpecDigest, WatchEvent, WatchHub,
+};
+
+use crate::inside::{Order, PROGRAM, Place, UNSHARE};
+use crate::logs::Log;
+use crate::notices::{News, Notices};
+use crate::record::{Folder, Phase, State, aside, later, sweep};
+
+/// How long whoever is at work on a run may take to let go of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two tries to get a lock: no notice tells that one has been given up.
+const TRY_AGAIN: Duration = Duration::from_millis(2);
+/// The size of one step of a copy.
+const CHUNK: usize = 64 << 10;
+
+/// Runs of one owner, as folders below one folder of this machine.
+#[derive(Debug)]
+pub struct ProcessRuntime {
+    owner: Owner,
+    capabilities: Capabilities,
+    images: BTreeMap<ImageRef, PathBuf>,
+    helper: PathBuf,
+    runs: Runs,
+    /// What feeds the hub, once somebody watches.
+    feeding: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Where runs and images are kept.
+#[derive(Debug, Clone)]
+struct Runs {
+    /// The owner's runs.
+    owner: PathBuf,
+    /// Images by digest, for all owners.
+    store: PathBuf,
+    /// What watchers are told.
+    hub: WatchHub,
+    /// Held from a look to telling it: no watcher hears of an older look after a newer one.
+    telling: Arc<Mutex<()>>,
+}
+
+impl ProcessRuntime {
+    /// The runtime of this owner in this folder, which is made if need be. `helper` is this
+    /// package's program, `process-runtime`.
+    ///
+    /// # Errors
+    /// `Denied` if the folder cannot be used.
+    pub fn new(folder: &Path, owner: &Owner, helper: impl Into<PathBuf>) -> Result<Self> {
+        let runs = Runs {
+            owner: folder.join(owner.as_str()),
+            // No owner begins with a dot.
+            store: folder.join(".images"),
+            hub: WatchHub::new(),
+            telling: Arc::default(),
+        };
+        let made = fs::create_dir_all(&runs.owner).and_then(|()| fs::create_dir_all(&runs.store));
+        made.map_err(|error| {
+            Error::new(ErrorKind::Denied, "the folder cannot be used").with_source(error)
+        })?;
+        Ok(Self {
+            owner: owner.clone(),
+            capabilities: capabilities(),
+            images: BTreeMap::new(),
+            helper: helper.into(),
+            runs,
+            feeding: Mutex::default(),
+        })
+    }
+
+    /// Gives a name to a program, which has to be a static one: a run sees no library.
+    #[must_use]
+    pub fn with_image(mut self, name: ImageRef, program: impl Into<PathBuf>) -> Self {
+        self.images.insert(name, program.into());
+        self
+    }
+
+    /// Starts feeding the hub, if nobody does: a task ends with its Tokio runtime.
+    fn feed(&self) {
+        let mut feeding = self.feeding.lock().unwrap_or_else(PoisonError::into_inner);
+        if feeding.as_ref().is_none_or(JoinHandle::is_finished) {
+            let runs = self.runs.clone();
+            *feeding = Some(tokio::spawn(async move {
+                loop {
+                    let Err(error) = feed(&runs).await;
+                    runs.hub
+                        .failed(&Error::new(ErrorKind::Unavailable, error.to_string()));
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }));
+        }
+    }
+}
+
+impl Drop for ProcessRuntime {
+    fn drop(&mut self) {
+        let feeding = self
+            .feeding
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(task) = feeding {
+            task.abort();
+        }
+    }
+}
+
+/// What is kept, and nothing else. The suite tries each of it.
+fn capabilities() -> Capabilities {
+    let mut can = Capabilities::none();
+    can.mounts.stream = true;
+    can.mounts.scratch = true;
+    can.mounts.scratch_limit = true;
+    can.outputs.file = true;
+    can.resources.scratch = true;
+    can.logs = LogFeatures::all();
+    can.outcomes.signaled = true;
+    can.outcomes.cancelled = true;
+    can.outcomes.command_not_found = true;
+    can.floor = Floor::all();
+    can.floor.seccomp = false;
+    // Nobody inside, and outside whoever started us.
+    can.floor.non_root = !rustix::process::geteuid().is_root();
+    can.deadline = true;
+    can.grace = true;
+    can
+}
+
+/// Tells watchers all that happens, until the notices fail.
+async fn feed(runs: &Runs) -> io::Result<Infallible> {
+    // Before the listing: what happens during it is told as well.
+    let notices = Notices::of(&runs.owner)?;
+    let mut news = News::Any;
+    loop {
+        let runs = runs.clone();
+        tokio::task::spawn_blocking(move || runs.take_in(news)).await??;
+        news = notices.next().await?;
+    }
+}
+
+/// What a call of `run` finds to do.
+enum Claim {
+    Ours(Folder),
+    Adopted,
+    Conflict,
+}
+
+impl Runs {
+    fn at(&self, id: &RunId) -> PathBuf {
+        self.owner.join(id.as_str())
+    }
+
+    fn open(&self, id: &RunId) -> io::Result<Option<Folder>> {
+        Folder::open(&self.at(id))
+    }
+
+    fn status(&self, id: &RunId) -> io::Result<Option<RunStatus>> {
+        self.open(id)?.map_or(Ok(None), |folder| folder.status(id))
+    }
+
+    /// Tells watchers how a run is now.
+    fn tell(&self, id: &RunId) -> io::Result<()> {
+        let _turn = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.status(id)? {
+            Some(status) => self.hub.update(status),
+            None => self.hub.remove(id),
+        }
+        Ok(())
+    }
+
+    /// Looks at what may have changed.
+    fn take_in(&self, news: News) -> io::Result<()> {
+        match news {
+            News::Any => {
+                let start = self.hub.begin_listing();
+                let all: Vec<RunStatus> = self.all()?.collect::<io::Result<_>>()?;
+                self.hub.reset(start, all);
+                Ok(())
+            }
+            // A while without news: there may be what no notice tells of.
+            News::Of(names) if names.is_empty() => self.ids()?.try_for_each(|id| self.tell(&id)),
+            News::Of(names) => {
+                let mut ids = names.into_iter().filter_map(|name| RunId::new(name).ok());
+                ids.try_for_each(|id| self.tell(&id))
+            }
+        }
+    }
+
+    fn ids(&self) -> io::Result<impl Iterator<Item = RunId> + Send + use<>> {
+        let names = fs::read_dir(&self.owner)?.filter_map(Result::ok);
+        Ok(names.filter_map(|entry| RunId::new(entry.file_name().to_str()?).ok()))
+    }
+
+    /// Every run, one after the other.
+    fn all(&self) -> io::Result<impl Iterator<Item = io::Result<RunStatus>> + Send + use<>> {
+        let runs = self.clone();
+        Ok(self
+            .ids()?
+            .filter_map(move |id| runs.status(&id).transpose()))
+    }
+
+    /// Makes the record of a run and takes its lock, unless there is such a run.
+    fn claim(&self, id: &RunId, state: &State) -> io::Result<Claim> {
+        loop {
+            if let Some(old) = self.open(id)? {
+                let Some(known) = old.status(id)? else {
+                    continue;
+                };
+                if known.phase != RunPhase::Pending(Pending::Abandoned) {
+                    let same = known.spec.as_str() == state.spec;
+                    return Ok(if same {
+                        Claim::Adopted
+                    } else {
+                        Claim::Conflict
+                    });
+                }
+                // Who takes it now has not been at work for long: it was free just before.
+                if old.claim()? && old.is_in_place()? {
+                    let mut new = Folder::make(&self.owner, state)?;
+                    new.replace(old)?;
+                    return Ok(Claim::Ours(new));
+                }
+            } else {
+                let mut new = Folder::make(&self.owner, state)?;
+                if new.put(&self.at(id))? {
+                    return Ok(Claim::Ours(new));
+                }
+                new.remove()?;
+            }
+        }
+    }
+
+    /// Where an image is kept: named by what is in it.
+    fn image(&self, digest: &Digest) -> PathBuf {
+        self.store.join(digest.as_str())
+    }
+
+    /// Puts a program into the store, and returns its digest.
+    fn keep(&self, program: &Path) -> io::Result<Digest> {
+        let digest = digest_of(program)?;
+        if self.image(&digest).exists() {
+            return Ok(digest);
+        }
+        let copy = aside(&self.store);
+        fs::copy(program, &copy)?;
+        // Of the copy: the program may have been replaced meanwhile.
+        let digest = digest_of(&copy)?;
+        fs::rename(copy, self.image(&digest))?;
+        Ok(digest)
+    }
+}
+
+fn digest_of(program: &Path) -> io::Result<Digest> {
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(program)?, &mut hash)?;
+    let hex: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    Digest::new(format!("sha256:{hex}")).map_err(io::Error::other)
+}
+
+#[async_trait]
+impl Runtime for ProcessRuntime {
+    fn kind(&self) -> &'static str {
+        "process"
+    }
+
+    fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn ping(&self) -> Result<EngineInfo> {
+        // The very thing that each run needs. What is mounted is gone with the process.
+        let tried = Command::new("unshare")
+            .args(UNSHARE)
+            .arg(&self.helper)
+            .arg("check")
+            .arg(&self.runs.owner)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(|error| broken("ping", error))?;
+        if !tried.status.success() {
+            let words = String::from_utf8_lossy(&tried.stderr);
+            let message = format!("a run cannot have namespaces of its own: {}", words.trim());
+            return Err(Error::new(ErrorKind::Denied, message).with_operation("ping"));
+        }
+        Ok(EngineInfo::new("processes", env!("CARGO_PKG_VERSION")))
+    }
+
+    async fn acquire(&self) -> Result<Lease> {
+        let owner = self.runs.owner.clone();
+        blocking("acquire", move || {
+            let folder = File::open(&owner)?;
+            match folder.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let held = Error::new(ErrorKind::Conflict, "another process holds the lease");
+                    return Ok(Err(held.with_operation("acquire")));
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            sweep(&owner)?;
+            Ok(Ok(Lease::new(Locked(folder))))
+        })
+        .await?
+    }
+
+    async fn resolve(&self, image: &ImageRef, _policy: PullPolicy) -> Result<ResolvedImage> {
+        let none = || {
+            let message = format!("{image}: no program has this name");
+            Error::new(ErrorKind::NotFound, message).with_operation("resolve")
+        };
+        let program = self.images.get(image).ok_or_else(none)?.clone();
+        let runs = self.runs.clone();
+        let digest = blocking("resolve", move || runs.keep(&program)).await?;
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let identity = ImageIdentity::ImageId(digest);
+        Ok(ResolvedImage::new(
+            image.clone(),
+            identity,
+            format!("linux/{architecture}"),
+        ))
+    }
+
+    async fn prefetch(&self, image: &ResolvedImage) -> Result<()> {
+        if self.runs.image(image.identity.digest()).exists() {
+            return Ok(());
+        }
+        let message = format!("{}: its program is not in the store", image.reference);
+        Err(Error::new(ErrorKind::NotFound, message).with_operation("prefetch"))
+    }
+
+    async fn run(&self, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
+        self.capabilities.admit(spec)?;
+        let state = State {
+            spec: SpecDigest::of(spec).as_str().to_owned(),
+            image: spec.image.clone(),
+            annotations: spec.annotations.clone(),
+            outputs: spec
+                .outputs
+                .iter()
+                .map(|(name, output)| (name.clone(), output.limit))
+                .collect(),
+            deadline: spec.deadline,
+            grace: spec.grace,
+            created: SystemTime::now(),
+            started: None,
+            finished: None,
+            phase: Phase::Accepted,
+        };
+        let (runs, of) = (self.runs.clone(), id.clone());
+        let folder = match blocking("run", move || runs.claim(&of, &state)).await? {
+            Claim::Ours(folder) => folder,
+            Claim::Adopted => return Ok(Accepted::Adopted),
+            Claim::Conflict => {
+                let message = "there is a run of this name with another spec";
+                let error = Error::new(ErrorKind::Conflict, message);
+                return Err(error.with_operation("run").with_run(id));
+            }
+        };
+        // Dropped from here on, the folder is left without anybody at work on it: Abandoned.
+        let order = match self.store(&folder, spec).await {
+            Ok(order) => order,
+            Err(error) => {
+                blocking("run", move || folder.remove()).await?;
+                return Err(error.with_operation("run").with_run(id));
+            }
+        };
+        let (helper, runs, of) = (self.helper.clone(), self.runs.clone(), id.clone());
+        blocking("run", move || {
+            start(&helper, folder, &order)?;
+            // Whoever watches from now on has to see it; the notice may come later.
+            runs.tell(&of)
+        })
+        .await?;
+        Ok(Accepted::Created)
+    }
+
+    async fn status(&self, id: &RunId) -> Result<RunStatus> {
+        let (runs, of) = (self.runs.clone(), id.clone());
+        let known = blocking("status", move || runs.status(&of)).await?;
+        known.ok_or_else(|| Error::no_such_run(id).with_operation("status"))
+    }
+
+    fn list(&self) -> ResultStream<RunStatus> {
+        let runs = self.runs.clone();
+        // One at a time: memory does not grow with the number of runs.
+        let listing = async move {
+            let all = blocking("list", move || runs.all()).await?;
+            Ok(stream::try_unfold(all, |mut all| async move {
+                let next = blocking("list", move || {
+                    Ok(all.next().transpose()?.map(|run| (run, all)))
+                });
+                next.await
+            }))
+        };
+        Box::pin(stream::once(listing).try_flatten())
+    }
+
+    fn watch(&self) -> ResultStream<WatchEvent> {
+        self.feed();
+        self.runs.hub.watch()
+    }
+
+    fn logs(&self, id: &RunId, options: LogOptions) -> ResultStream<LogChunk> {
+        let (runs, id) = (self.runs.clone(), id.clone());
+        let opening = async move {
+            let of = id.clone();
+            let folder = blocking("logs", move || runs.open(&of)).await?;
+            let folder = folder.ok_or_else(|| Error::no_such_run(&id).with_operation("logs"))?;
+            let log = Log::open(id, folder, &options)?;
+            Ok(stream::try_unfold(log, Log::next))
+        };
+        Box::pin(stream::once(opening).try_flatten())
+    }
+
+    fn collect(&self, id: &RunId, output: &OutputName) -> ResultStream<Bytes> {
+        let (runs, id, output) = (self.runs.clone(), id.clone(), output.clone());
+        let opening = async move {
+            let failed = |error: Error| error.with_operation("collect").with_run(&id);
+            let (of, name) = (id.clone(), output.clone());
+            let file = blocking("collect", move || Ok(open_output(&runs, &of, &name))).await?;
+            let file = tokio::fs::File::from_std(file.map_err(failed)?);
+            Ok(stream::try_unfold(file, |mut file| async move {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                let read = file.read_buf(&mut chunk).await;
+                let length = read.map_err(|error| broken("collect", error))?;
+                Ok((length > 0).then(|| (chunk.into(), file)))
+            }))
+        };
+        Box::pin(stream::once(opening).try_flatten())
+    }
+
+    fn connections(&self) -> ResultStream<Connection> {
+        let error = Error::unsupported("egress", "runs of this runtime have no network");
+        stream::once(async { Err(error) }).boxed()
+    }
+
+    async fn cancel(&self, id: &RunId, options: CancelOptions) -> Result<Cancelled> {
+        let (runs, of) = (self.runs.clone(), id.clone());
+        let told = blocking("cancel", move || {
+            let Some(folder) = runs.open(&of)? else {
+                return Ok(None);
+            };
+            cancel(&folder, &of, options.grace)
+        });
+        told.await?
+            .ok_or_else(|| Error::no_such_run(id).with_operation("cancel"))
+    }
+
+    async fn cleanup(&self, id: &RunId, options: CleanupOptions) -> Result<CleanedUp> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let (runs, of, force) = (self.runs.clone(), id.clone(), options.force);
+            match blocking("cleanup", move || clean(&runs, &of, force)).await? {
+                Cleaning::Done(done) => return Ok(done),
+                Cleaning::NotReady => {
+                    let error = Error::new(ErrorKind::NotReady, "the run has not finished");
+                    return Err(error.with_operation("cleanup").with_run(id));
+                }
+                Cleaning::Ending if Instant::now() > until => {
+                    let error = Error::new(ErrorKind::Timeout, "somebody is at work on the run");
+                    return Err(error.with_operation("cleanup").with_run(id));
+                }
+                Cleaning::Ending => tokio::time::sleep(TRY_AGAIN).await,
+            }
+        }
+    }
+}
+
+impl ProcessRuntime {
+    /// Stores all input, and returns the order for the supervisor.
+    async fn store(&self, folder: &Folder, spec: &RunSpec) -> Result<Order> {
+        let io = |error| broken("run", error);
+        let mut places = BTreeMap::new();
+        let temporary = spec.resources.scratch_bytes.map(NonZeroU64::get);
+        places.insert("/tmp".to_owned(), Place::Scratch(temporary));
+        for (number, mount) in spec.mounts.iter().enumerate() {
+            let name = format!("in/{number}");
+            let place = match &mount.source {
+                MountSource::Scratch(limit) => Place::Scratch(limit.map(NonZeroU64::get)),
+                source => {
+                    let file = folder.create(&name).map_err(io)?;
+                    let mut file = tokio::fs::File::from_std(file);
+                    match source {
+                        MountSource::Inline(bytes) => file.write_all(bytes).await.map_err(io)?,
+                        MountSource::Secret(secret) => {
+                            file.write_all(secret.expose().as_bytes())
+                                .await
+                                .map_err(io)?;
+                        }
+                        MountSource::Stream(stream) => copy(stream, &mut file).await?,
+                        // `admit` lets nothing else through.
+                        _ => return Err(Error::unsupported("mounts", "this kind of mount")),
+                    }
+                    file.flush().await.map_err(io)?;
+                    Place::Input(name)
+                }
+            };
+            places.insert(mount.target.to_string(), place);
+        }
+        for (name, output) in &spec.outputs {
+            let file = format!("out/{name}");
+            folder.create(&file).map_err(io)?;
+            places.insert(output.path.to_string(), Place::Output(file));
+        }
+        let mut env: BTreeMap<String, String> = ["HOME", "TMPDIR"]
+            .map(|name| (name.to_owned(), "/tmp".to_owned()))
+            .into();
+        for (name, value) in &spec.env {
+            let value = match value {
+                EnvValue::Plain(text) => text.clone(),
+                EnvValue::Secret(secret) => secret.expose().to_owned(),
+                _ => return Err(Error::unsupported("env", "this kind of value")),
+            };
+            env.insert(name.clone(), value);
+        }
+        let mut words = spec
+            .command
+            .clone()
+            .unwrap_or_else(|| vec![PROGRAM.to_owned()]);
+        words.extend(spec.args.iter().cloned());
+        Ok(Order {
+            image: self.runs.image(spec.image.identity.digest()),
+            words,
+            env,
+            workdir: spec
+                .workdir
+                .as_ref()
+                .map_or("/", |path| path.as_str())
+                .to_owned(),
+            places,
+        })
+    }
+}
+
+/// Stores exactly as many bytes as a stream said it has.
+async fn copy(stream: &InputStream, file: &mut tokio::fs::File) -> Result<()> {
+    let io = |error| broken("run", error);
+    // One more would be one too many.
+    let mut reader = stream.open().await?.take(stream.len().saturating_add(1));
+    let length = tokio::io::copy(&mut reader, file).await.map_err(io)?;
+    if length == stream.len() {
+        return Ok(());
+    }
+    let said = stream.len();
+    let message = format!("a stream of {said} bytes ended after {length}, or did not end");
+    Err(Error::invalid("mounts", message))
+}
+
+/// Hands the run over to a supervisor, and with it the lock.
+fn start(helper: &Path, folder: Folder, order: &Order) -> io::Result<()> {
+    folder.leave_order(&serde_json::to_vec(order)?)?;
+    let started = Command::new(helper)
+        .arg("supervise")
+        .arg(folder.path())
+        .stdin(folder.handle()?)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    match started {
+        // Nobody waits for it here; Tokio buries it.
+        Ok(supervisor) => drop(supervisor),
+        Err(error) => {
+            folder.remove()?;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Notes the wish, unless the run is over; `None` if there is no such run.
+fn cancel(folder: &Folder, id: &RunId, grace: Option<Duration>) -> io::Result<Option<Cancelled>> {
+    let Some(known) = folder.status(id)? else {
+        return Ok(None);
+    };
+    if known.phase.is_finished() {
+        return Ok(Some(Cancelled::AlreadyFinished));
+    }
+    let grace = grace.unwrap_or(folder.state()?.grace);
+    folder.wish(later(SystemTime::now(), grace))?;
+    Ok(Some(Cancelled::Requested))
+}
+
+/// How far a call of `cleanup` has got.
+enum Cleaning {
+    Done(CleanedUp),
+    NotReady,
+    Ending,
+}
+
+/// One try to remove a run.
+fn clean(runs: &Runs, id: &RunId, force: bool) -> io::Result<Cleaning> {
+    let absent = Cleaning::Done(CleanedUp::Absent);
+    let Some(folder) = runs.open(id)? else {
+        return Ok(absent);
+    };
+    let Some(known) = folder.status(id)? else {
+        return Ok(absent);
+    };
+    let abandoned = known.phase == RunPhase::Pending(Pending::Abandoned);
+    match known.phase.is_finished() {
+        false if !force => return Ok(Cleaning::NotReady),
+        false if !abandoned => {
+            cancel(&folder, id, Some(Duration::ZERO))?;
+        }
+        _ => {}
+    }
+    // A supervisor that has stored the end may not have ended itself.
+    if !folder.claim()? || !folder.is_in_place()? {
+        return Ok(Cleaning::Ending);
+    }
+    folder.remove()?;
+    runs.tell(id)?;
+    Ok(Cleaning::Done(CleanedUp::Removed))
+}
+
+/// The file of an output, once that can be read.
+fn open_output(runs: &Runs, id: &RunId, name: &OutputName) -> Result<File> {
+    let io = |error| broken("collect", error);
+    let folder = runs.open(id).map_err(io)?;
+    let folder = folder.ok_or_else(|| Error::no_such_run(id))?;
+    let known = folder.status(id).map_err(io)?;
+    let known = known.ok_or_else(|| Error::no_such_run(id))?;
+    if !known.phase.is_finished() {
+        return Err(Error::new(ErrorKind::NotReady, "the run has not finished"));
+    }
+    let outputs = folder.state().map_err(io)?.outputs;
+    let limit = *outputs
+        .get(name)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("it declares no output {name}")))?;
+    let file = folder.read(&format!("out/{name}")).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    if length > limit.get() {
+        let message = format!("output {name} has {length} bytes, at most {limit}");
+        return Err(Error::new(ErrorKind::Quota, message));
+    }
+    Ok(file)
+}
+
+/// A lease is a lock on the owner's folder, which ends with the process at the latest.
+struct Locked(#[expect(dead_code, reason = "held for its lock")] File);
+
+impl Held for Locked {
+    fn lost(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+impl fmt::Display for ProcessRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "processes of {}", self.owner)
+    }
+}
+
+/// Does what may wait for a disk. Once begun it is done, also if nobody waits for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(error.into()))
+        .map_err(|error| broken(operation, error))
+}
+
+/// The machine could not do something.
+pub(crate) fn broken(operation: &'static str, error: io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Quota,
+        io::ErrorKind::InvalidData => ErrorKind::Protocol,
+        _ => ErrorKind::Unavailable,
+    };
+    let error = Error::new(kind, error.to_string()).with_source(error);
+    error.with_operation(operation)
+}
