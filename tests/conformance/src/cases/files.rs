@@ -44,6 +44,7 @@ case::cases! {
     a_folder_is_collected ["OUT-4"]: "a folder output is a tar of what the run left in it, without links and without what was mounted read-only";
     #[needs(folders)]
     a_folder_can_begin_with_files ["OUT-4"]: "given files below a folder output with write access are the run's to change, and part of the output";
+    #[needs(folders)]
     other_runs_files_are_out_of_reach ["FLOOR-6"]: "a run finds no file of another run";
 }
 
