@@ -147,7 +147,7 @@ fn surroundings(root: &Path) -> io::Result<()> {
     // Read-only: if it is root who runs us, the files in there that set up the machine are
     // those of the program's user.
     let proc = quiet | MountFlags::NOEXEC | MountFlags::RDONLY;
-    mount("proc", &root.join("proc"), "proc", proc, None)?;
+    mount("proc", root.join("proc"), "proc", proc, None)?;
     for device in ["null", "zero", "full", "random", "urandom"] {
         bind(
             &Path::new("/dev").join(device),

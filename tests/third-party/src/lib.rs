@@ -15,11 +15,13 @@
 //!
 //! It is an example. Started by root, its runs belong to root outside of their namespaces.
 
+mod images;
 mod inside;
 mod logs;
 mod notices;
 mod record;
 mod runtime;
+mod start;
 mod supervisor;
 
 pub use runtime::ProcessRuntime;

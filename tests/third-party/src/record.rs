@@ -5,6 +5,7 @@
 //!   state.json         replaced as a whole, by the one who holds the lock
 //!   order.json         what is to be started, secrets included; gone when it has been read
 //!   cancel-MILLIS      somebody wants the run to end now, and to be killed at this time
+//!   bell               a pipe: a byte in it asks the supervisor to look for such wishes
 //!   in/N, out/NAME     inputs in the spec's order, outputs by name
 //!   stdout, stderr     what the program printed
 //! OWNER/.PID-N/        a record that is being made or removed
@@ -23,8 +24,13 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Dir, Mode, OFlags, RenameFlags, openat, renameat, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, mknodat, openat, renameat,
+    renameat_with, unlinkat,
+};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use tokio::net::unix::pipe;
 use v6_runtime::{
     Annotations, Outcome, OutputName, Pending, ResolvedImage, RunId, RunPhase, RunStatus,
     SpecDigest, StopCause,
@@ -33,6 +39,7 @@ use v6_runtime::{
 const STATE: &str = "state.json";
 const ORDER: &str = "order.json";
 const CANCEL: &str = "cancel-";
+const BELL: &str = "bell";
 
 /// All that is kept of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -88,36 +95,56 @@ pub enum Cause {
 pub struct Folder {
     path: PathBuf,
     handle: File,
+    /// Whether the lock is held, and this value is to give it up.
+    locked: bool,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is just starting has a copy of the
+        // handle until it executes its program.
+        if self.locked {
+            let _ = self.handle.unlock();
+        }
+    }
 }
 
 impl Folder {
     /// Opens what is at this path, if anything is.
     pub fn open(path: &Path) -> io::Result<Option<Self>> {
-        match File::open(path) {
-            Ok(handle) => Ok(Some(Self::of(path, handle))),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(handle) => Ok(Some(Self::of(path, handle.into()))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
     /// A folder that has been opened.
     pub fn of(path: &Path, handle: File) -> Self {
         let path = path.to_owned();
-        Self { path, handle }
+        Self {
+            path,
+            handle,
+            locked: false,
+        }
     }
 
     /// Makes a record that nobody else sees yet, and holds its lock.
     pub fn make(owner: &Path, state: &State) -> io::Result<Self> {
         let path = aside(owner);
         fs::create_dir(&path)?;
-        let folder = Self::of(&path, File::open(&path)?);
+        let mut folder = Self::of(&path, File::open(&path)?);
         folder.handle.lock()?;
+        folder.locked = true;
         for part in ["in", "out", "root"] {
             fs::create_dir(path.join(part))?;
         }
         for stream in ["stdout", "stderr"] {
             File::create_new(path.join(stream))?;
         }
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(&folder.handle, BELL, FileType::Fifo, mode, 0)?;
         folder.store(state)?;
         Ok(folder)
     }
@@ -132,23 +159,26 @@ impl Folder {
         self.handle.try_clone()
     }
 
+    /// Leaves the lock to whoever has the handle.
+    pub fn leave_lock(mut self) {
+        self.locked = false;
+    }
+
     /// Puts a new record in its place, and says whether that was free.
     pub fn put(&mut self, place: &Path) -> io::Result<bool> {
-        let here = rustix::fs::CWD;
-        match renameat_with(here, &self.path, here, place, RenameFlags::NOREPLACE) {
+        match renameat_with(CWD, &self.path, CWD, place, RenameFlags::NOREPLACE) {
             Ok(()) => self.path = place.to_owned(),
-            Err(rustix::io::Errno::EXIST) => return Ok(false),
+            Err(Errno::EXIST) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
         Ok(true)
     }
 
     /// Puts a new record in the place of an abandoned one, of which the lock is held.
-    pub fn replace(&mut self, old: Self) -> io::Result<()> {
-        let here = rustix::fs::CWD;
-        renameat_with(here, &self.path, here, &old.path, RenameFlags::EXCHANGE)?;
-        let aside = std::mem::replace(&mut self.path, old.path);
-        fs::remove_dir_all(aside)
+    pub fn replace(&mut self, mut old: Self) -> io::Result<()> {
+        renameat_with(CWD, &self.path, CWD, &old.path, RenameFlags::EXCHANGE)?;
+        std::mem::swap(&mut self.path, &mut old.path);
+        fs::remove_dir_all(&old.path)
     }
 
     /// Removes what belongs to a run, its record last. What cannot be removed keeps the record.
@@ -182,12 +212,13 @@ impl Folder {
     }
 
     /// Takes the lock, unless somebody is at work on the run or has a look at it just now.
-    pub fn claim(&self) -> io::Result<bool> {
+    pub fn claim(&mut self) -> io::Result<bool> {
         match self.handle.try_lock() {
-            Ok(()) => Ok(true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) => self.locked = true,
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
         }
+        Ok(self.locked)
     }
 
     /// Whether this is still what is at its path: a lock may have been taken on what was there.
@@ -247,7 +278,7 @@ impl Folder {
     pub fn take_order(&self) -> io::Result<Vec<u8>> {
         let mut order = Vec::new();
         self.read(ORDER)?.read_to_end(&mut order)?;
-        unlinkat(&self.handle, ORDER, rustix::fs::AtFlags::empty())?;
+        unlinkat(&self.handle, ORDER, AtFlags::empty())?;
         Ok(order)
     }
 
@@ -257,9 +288,23 @@ impl Folder {
         let since = kill.duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("{CANCEL}{:020}", since.as_millis());
         match self.create(&name) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            _ => self.handle.set_modified(SystemTime::now()),
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
+        // Nobody may be there to hear it: a supervisor that starts looks by itself.
+        match self.file(BELL, OFlags::WRONLY | OFlags::NONBLOCK) {
+            Ok(mut bell) => drop(bell.write(b"!")),
+            Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Hears the bell from now on. Needs a Tokio runtime.
+    pub fn listen(&self) -> io::Result<pipe::Receiver> {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK;
+        // For writing too, so that it is never at its end.
+        pipe::Receiver::from_file(self.file(BELL, flags)?)
     }
 
     /// The time of the kill by the wish that holds, if there is one.
@@ -325,7 +370,7 @@ pub fn sweep(owner: &Path) -> io::Result<()> {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default();
         if name.as_encoded_bytes().starts_with(b".")
-            && let Some(folder) = Folder::open(&path)?
+            && let Some(mut folder) = Folder::open(&path)?
             && folder.claim()?
         {
             fs::remove_dir_all(&path)?;

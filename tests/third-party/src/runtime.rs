@@ -1,12 +1,10 @@
 //! The contract, carried out on folders.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::future::Future;
 use std::io;
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
@@ -16,28 +14,28 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 use v6_runtime::{
     Accepted, CancelOptions, Cancelled, Capabilities, CleanedUp, CleanupOptions, Connection,
-    Digest, EngineInfo, EnvValue, Error, ErrorKind, Floor, Held, ImageIdentity, ImageRef,
-    InputStream, Lease, LogChunk, LogFeatures, LogOptions, MountSource, OutputName, Owner, Pending,
-    PullPolicy, ResolvedImage, Result, ResultStream, RunId, RunPhase, RunSpec, RunStatus, Runtime,
-    SpecDigest, WatchEvent, WatchHub,
+    EngineInfo, Error, ErrorKind, Floor, Held, ImageIdentity, ImageRef, Lease, LogChunk,
+    LogFeatures, LogOptions, OutputName, Owner, Pending, PullPolicy, ResolvedImage, Result,
+    ResultStream, RunId, RunPhase, RunSpec, RunStatus, Runtime, SpecDigest, WatchEvent, WatchHub,
 };
 
-use crate::inside::{Order, PROGRAM, Place, UNSHARE};
+use crate::images::Images;
+use crate::inside::UNSHARE;
 use crate::logs::Log;
 use crate::notices::{News, Notices};
-use crate::record::{Folder, Phase, State, aside, later, sweep};
+use crate::record::{Folder, Phase, State, later, sweep};
+use crate::start::{start, store};
 
 /// How long whoever is at work on a run may take to let go of it.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two tries to get a lock: no notice tells that one has been given up.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
-/// The size of one step of a copy.
+/// The most bytes of an output in memory.
 const CHUNK: usize = 64 << 10;
 
 /// Runs of one owner, as folders below one folder of this machine.
@@ -45,7 +43,7 @@ const CHUNK: usize = 64 << 10;
 pub struct ProcessRuntime {
     owner: Owner,
     capabilities: Capabilities,
-    images: BTreeMap<ImageRef, PathBuf>,
+    images: Images,
     helper: PathBuf,
     runs: Runs,
     /// What feeds the hub, once somebody watches.
@@ -57,8 +55,6 @@ pub struct ProcessRuntime {
 struct Runs {
     /// The owner's runs.
     owner: PathBuf,
-    /// Images by digest, for all owners.
-    store: PathBuf,
     /// What watchers are told.
     hub: WatchHub,
     /// Held from a look to telling it: no watcher hears of an older look after a newer one.
@@ -74,19 +70,19 @@ impl ProcessRuntime {
     pub fn new(folder: &Path, owner: &Owner, helper: impl Into<PathBuf>) -> Result<Self> {
         let runs = Runs {
             owner: folder.join(owner.as_str()),
-            // No owner begins with a dot.
-            store: folder.join(".images"),
             hub: WatchHub::new(),
             telling: Arc::default(),
         };
-        let made = fs::create_dir_all(&runs.owner).and_then(|()| fs::create_dir_all(&runs.store));
+        // No owner begins with a dot.
+        let images = Images::new(folder.join(".images"));
+        let made = fs::create_dir_all(&runs.owner).and_then(|()| images.make());
         made.map_err(|error| {
             Error::new(ErrorKind::Denied, "the folder cannot be used").with_source(error)
         })?;
         Ok(Self {
             owner: owner.clone(),
             capabilities: capabilities(),
-            images: BTreeMap::new(),
+            images,
             helper: helper.into(),
             runs,
             feeding: Mutex::default(),
@@ -96,7 +92,7 @@ impl ProcessRuntime {
     /// Gives a name to a program, which has to be a static one: a run sees no library.
     #[must_use]
     pub fn with_image(mut self, name: ImageRef, program: impl Into<PathBuf>) -> Self {
-        self.images.insert(name, program.into());
+        self.images.add(name, program.into());
         self
     }
 
@@ -226,8 +222,12 @@ impl Runs {
     /// Makes the record of a run and takes its lock, unless there is such a run.
     fn claim(&self, id: &RunId, state: &State) -> io::Result<Claim> {
         loop {
-            if let Some(old) = self.open(id)? {
+            if let Some(mut old) = self.open(id)? {
                 let Some(known) = old.status(id)? else {
+                    if old.is_in_place()? {
+                        // Somebody's folder that is no run.
+                        return Ok(Claim::Conflict);
+                    }
                     continue;
                 };
                 if known.phase != RunPhase::Pending(Pending::Abandoned) {
@@ -253,32 +253,6 @@ impl Runs {
             }
         }
     }
-
-    /// Where an image is kept: named by what is in it.
-    fn image(&self, digest: &Digest) -> PathBuf {
-        self.store.join(digest.as_str())
-    }
-
-    /// Puts a program into the store, and returns its digest.
-    fn keep(&self, program: &Path) -> io::Result<Digest> {
-        let digest = digest_of(program)?;
-        if self.image(&digest).exists() {
-            return Ok(digest);
-        }
-        let copy = aside(&self.store);
-        fs::copy(program, &copy)?;
-        // Of the copy: the program may have been replaced meanwhile.
-        let digest = digest_of(&copy)?;
-        fs::rename(copy, self.image(&digest))?;
-        Ok(digest)
-    }
-}
-
-fn digest_of(program: &Path) -> io::Result<Digest> {
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(program)?, &mut hash)?;
-    let hex: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    Digest::new(format!("sha256:{hex}")).map_err(io::Error::other)
 }
 
 #[async_trait]
@@ -333,13 +307,12 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn resolve(&self, image: &ImageRef, _policy: PullPolicy) -> Result<ResolvedImage> {
-        let none = || {
+        let Some(program) = self.images.program(image) else {
             let message = format!("{image}: no program has this name");
-            Error::new(ErrorKind::NotFound, message).with_operation("resolve")
+            return Err(Error::new(ErrorKind::NotFound, message).with_operation("resolve"));
         };
-        let program = self.images.get(image).ok_or_else(none)?.clone();
-        let runs = self.runs.clone();
-        let digest = blocking("resolve", move || runs.keep(&program)).await?;
+        let images = self.images.clone();
+        let digest = blocking("resolve", move || images.keep(&program)).await?;
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
@@ -354,7 +327,7 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn prefetch(&self, image: &ResolvedImage) -> Result<()> {
-        if self.runs.image(image.identity.digest()).exists() {
+        if self.images.at(image.identity.digest()).exists() {
             return Ok(());
         }
         let message = format!("{}: its program is not in the store", image.reference);
@@ -384,13 +357,14 @@ impl Runtime for ProcessRuntime {
             Claim::Ours(folder) => folder,
             Claim::Adopted => return Ok(Accepted::Adopted),
             Claim::Conflict => {
-                let message = "there is a run of this name with another spec";
+                let message = "the name is taken by something else";
                 let error = Error::new(ErrorKind::Conflict, message);
                 return Err(error.with_operation("run").with_run(id));
             }
         };
         // Dropped from here on, the folder is left without anybody at work on it: Abandoned.
-        let order = match self.store(&folder, spec).await {
+        let image = self.images.at(spec.image.identity.digest());
+        let order = match store(&folder, image, spec).await {
             Ok(order) => order,
             Err(error) => {
                 blocking("run", move || folder.remove()).await?;
@@ -499,107 +473,6 @@ impl Runtime for ProcessRuntime {
     }
 }
 
-impl ProcessRuntime {
-    /// Stores all input, and returns the order for the supervisor.
-    async fn store(&self, folder: &Folder, spec: &RunSpec) -> Result<Order> {
-        let io = |error| broken("run", error);
-        let mut places = BTreeMap::new();
-        let temporary = spec.resources.scratch_bytes.map(NonZeroU64::get);
-        places.insert("/tmp".to_owned(), Place::Scratch(temporary));
-        for (number, mount) in spec.mounts.iter().enumerate() {
-            let name = format!("in/{number}");
-            let place = match &mount.source {
-                MountSource::Scratch(limit) => Place::Scratch(limit.map(NonZeroU64::get)),
-                source => {
-                    let file = folder.create(&name).map_err(io)?;
-                    let mut file = tokio::fs::File::from_std(file);
-                    match source {
-                        MountSource::Inline(bytes) => file.write_all(bytes).await.map_err(io)?,
-                        MountSource::Secret(secret) => {
-                            file.write_all(secret.expose().as_bytes())
-                                .await
-                                .map_err(io)?;
-                        }
-                        MountSource::Stream(stream) => copy(stream, &mut file).await?,
-                        // `admit` lets nothing else through.
-                        _ => return Err(Error::unsupported("mounts", "this kind of mount")),
-                    }
-                    file.flush().await.map_err(io)?;
-                    Place::Input(name)
-                }
-            };
-            places.insert(mount.target.to_string(), place);
-        }
-        for (name, output) in &spec.outputs {
-            let file = format!("out/{name}");
-            folder.create(&file).map_err(io)?;
-            places.insert(output.path.to_string(), Place::Output(file));
-        }
-        let mut env: BTreeMap<String, String> = ["HOME", "TMPDIR"]
-            .map(|name| (name.to_owned(), "/tmp".to_owned()))
-            .into();
-        for (name, value) in &spec.env {
-            let value = match value {
-                EnvValue::Plain(text) => text.clone(),
-                EnvValue::Secret(secret) => secret.expose().to_owned(),
-                _ => return Err(Error::unsupported("env", "this kind of value")),
-            };
-            env.insert(name.clone(), value);
-        }
-        let mut words = spec
-            .command
-            .clone()
-            .unwrap_or_else(|| vec![PROGRAM.to_owned()]);
-        words.extend(spec.args.iter().cloned());
-        Ok(Order {
-            image: self.runs.image(spec.image.identity.digest()),
-            words,
-            env,
-            workdir: spec
-                .workdir
-                .as_ref()
-                .map_or("/", |path| path.as_str())
-                .to_owned(),
-            places,
-        })
-    }
-}
-
-/// Stores exactly as many bytes as a stream said it has.
-async fn copy(stream: &InputStream, file: &mut tokio::fs::File) -> Result<()> {
-    let io = |error| broken("run", error);
-    // One more would be one too many.
-    let mut reader = stream.open().await?.take(stream.len().saturating_add(1));
-    let length = tokio::io::copy(&mut reader, file).await.map_err(io)?;
-    if length == stream.len() {
-        return Ok(());
-    }
-    let said = stream.len();
-    let message = format!("a stream of {said} bytes ended after {length}, or did not end");
-    Err(Error::invalid("mounts", message))
-}
-
-/// Hands the run over to a supervisor, and with it the lock.
-fn start(helper: &Path, folder: Folder, order: &Order) -> io::Result<()> {
-    folder.leave_order(&serde_json::to_vec(order)?)?;
-    let started = Command::new(helper)
-        .arg("supervise")
-        .arg(folder.path())
-        .stdin(folder.handle()?)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    match started {
-        // Nobody waits for it here; Tokio buries it.
-        Ok(supervisor) => drop(supervisor),
-        Err(error) => {
-            folder.remove()?;
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
 /// Notes the wish, unless the run is over; `None` if there is no such run.
 fn cancel(folder: &Folder, id: &RunId, grace: Option<Duration>) -> io::Result<Option<Cancelled>> {
     let Some(known) = folder.status(id)? else {
@@ -623,7 +496,7 @@ enum Cleaning {
 /// One try to remove a run.
 fn clean(runs: &Runs, id: &RunId, force: bool) -> io::Result<Cleaning> {
     let absent = Cleaning::Done(CleanedUp::Absent);
-    let Some(folder) = runs.open(id)? else {
+    let Some(mut folder) = runs.open(id)? else {
         return Ok(absent);
     };
     let Some(known) = folder.status(id)? else {
@@ -670,7 +543,14 @@ fn open_output(runs: &Runs, id: &RunId, name: &OutputName) -> Result<File> {
 }
 
 /// A lease is a lock on the owner's folder, which ends with the process at the latest.
-struct Locked(#[expect(dead_code, reason = "held for its lock")] File);
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // As with a run's folder, closing is not enough.
+        let _ = self.0.unlock();
+    }
+}
 
 impl Held for Locked {
     fn lost(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>> {
@@ -700,6 +580,8 @@ pub(crate) fn broken(operation: &'static str, error: io::Error) -> Error {
         io::ErrorKind::PermissionDenied => ErrorKind::Denied,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Quota,
         io::ErrorKind::InvalidData => ErrorKind::Protocol,
+        // A stranger's file where a run's folder would be.
+        io::ErrorKind::NotADirectory => ErrorKind::Conflict,
         _ => ErrorKind::Unavailable,
     };
     let error = Error::new(kind, error.to_string()).with_source(error);

@@ -15,7 +15,6 @@ use tokio::task::JoinHandle;
 use v6_runtime::{Outcome, StartFailure, StartFailureCause};
 
 use crate::inside::{Report, UNSHARE};
-use crate::notices::Notices;
 use crate::record::{Cause, Folder, Phase, State, later};
 
 /// More than `unshare` says when it is refused.
@@ -24,28 +23,19 @@ const WORDS: u64 = 1000;
 /// Sees the run in this folder through. The folder itself, locked, is the standard input: no
 /// other process can be at work on the run as long as this one lives.
 pub async fn supervise(path: &Path) -> io::Result<()> {
-    // No signal of the caller's terminal or group is meant for us.
-    setsid()?;
     let handle = io::stdin().as_fd().try_clone_to_owned()?;
     let folder = Folder::of(path, handle.into());
-    let notices = Notices::of(path)?;
-    let mut state = folder.state()?;
-    let order = folder.take_order()?;
-    state.phase = Phase::Starting;
-    folder.store(&state)?;
+    let state = folder.state()?;
     let mut run = Run {
         folder,
-        notices,
         state,
         stop: None,
     };
-    let outcome = match run.carry_out(&order).await {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            let failure = StartFailure::new(StartFailureCause::Engine, error.to_string());
-            Outcome::FailedToStart(failure)
-        }
-    };
+    // From here on, whatever goes wrong is the end of the run.
+    let outcome = run.carry_out().await.unwrap_or_else(|error| {
+        let failure = StartFailure::new(StartFailureCause::Engine, error.to_string());
+        Outcome::FailedToStart(failure)
+    });
     run.state.finished = Some(SystemTime::now());
     run.state.phase = Phase::Finished(outcome);
     run.folder.store(&run.state)
@@ -53,7 +43,6 @@ pub async fn supervise(path: &Path) -> io::Result<()> {
 
 struct Run {
     folder: Folder,
-    notices: Notices,
     state: State,
     stop: Option<Stop>,
 }
@@ -66,7 +55,13 @@ struct Stop {
 }
 
 impl Run {
-    async fn carry_out(&mut self, order: &[u8]) -> io::Result<Outcome> {
+    async fn carry_out(&mut self) -> io::Result<Outcome> {
+        // No signal to the caller's terminal or group is meant for us.
+        setsid()?;
+        self.enter(Phase::Starting)?;
+        let order = self.folder.take_order()?;
+        // Before the first look: no wish is overheard.
+        let mut bell = self.folder.listen()?;
         self.look(SystemTime::now())?;
         if let Some(stop) = self.stop {
             return Ok(stop.outcome());
@@ -80,7 +75,7 @@ impl Run {
         let (reports, mut requests) = ours.into_split();
         let mut reports = BufReader::new(reports).lines();
         // If this fails it has ended already, which the reports tell by being at their end.
-        let _ = requests.write_all(&[order, b"\n"].concat()).await;
+        let _ = requests.write_all(&order).await;
         let mut requests = Some(requests);
         let mut ended = None;
         loop {
@@ -98,7 +93,7 @@ impl Run {
                     Some(Err(error)) => return Err(error.into()),
                     None => break,
                 },
-                news = self.notices.next() => drop(news?),
+                rung = bell.read_u8() => drop(rung?),
                 () = tokio::time::sleep(self.rest()), if requests.is_some() => {}
             }
             let now = SystemTime::now();

@@ -1,6 +1,7 @@
-//! The suite on this runtime. V6_PROBE is the path of the program v6-probe.
+//! The conformance suite on this runtime. It needs the program v6-probe, built statically:
+//! `V6_PROBE` is its path.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -8,8 +9,10 @@ use process_runtime::ProcessRuntime;
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, Runtime};
 use v6_runtime_conformance::Harness;
 
+/// The same in every process of a test run: the suite starts this program again, to kill it.
+const FOLDER: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/runs");
+
 struct Processes {
-    folder: PathBuf,
     probe: PathBuf,
 }
 
@@ -17,7 +20,7 @@ struct Processes {
 impl Harness for Processes {
     async fn connect(&self, owner: &Owner) -> Result<Arc<dyn Runtime>> {
         let helper = env!("CARGO_BIN_EXE_process-runtime");
-        let runtime = ProcessRuntime::new(&self.folder, owner, helper)?;
+        let runtime = ProcessRuntime::new(Path::new(FOLDER), owner, helper)?;
         Ok(Arc::new(
             runtime.with_image(self.probe_image(), &self.probe),
         ))
@@ -28,20 +31,19 @@ impl Harness for Processes {
     }
 
     async fn inventory(&self, owner: &Owner) -> Result<Vec<String>> {
-        let folder = self.folder.join(owner.as_str());
-        let unreadable = |e| Error::new(ErrorKind::Unavailable, "no inventory").with_source(e);
+        let unseen = |e| Error::new(ErrorKind::Unavailable, "no inventory").with_source(e);
+        let folder = format!("{FOLDER}/{owner}/");
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(unreadable)? {
-            let run = entry.map_err(unreadable)?.path();
-            let record = std::fs::read_to_string(run.join("state.json"));
-            found.push(format!("{}: {}", run.display(), record.unwrap_or_default()));
+        for run in std::fs::read_dir(&folder).map_err(unseen)? {
+            let run = run.map_err(unseen)?.path();
+            let record = std::fs::read_to_string(run.join("state.json")).unwrap_or_default();
+            found.push(format!("{} {record}", run.display()));
         }
-        for process in std::fs::read_dir("/proc").map_err(unreadable)?.flatten() {
+        for process in std::fs::read_dir("/proc").map_err(unseen)?.flatten() {
+            // Most of what is there is not ours to read, or no process.
             let words = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
             let words = String::from_utf8_lossy(&words).replace('\0', " ");
-            if words.contains(&format!("{}/", folder.display())) {
-                found.push(words);
-            }
+            found.extend(words.contains(&folder).then_some(words));
         }
         Ok(found)
     }
@@ -53,13 +55,13 @@ impl Harness for Processes {
 
 fn main() -> ExitCode {
     let Some(probe) = std::env::var_os("V6_PROBE") else {
-        eprintln!("V6_PROBE is not set: it is the path of a static v6-probe");
+        eprintln!(
+            "V6_PROBE is not set. Get the probe, build it statically, and name it:\n\
+             RUSTFLAGS='-C target-feature=+crt-static' cargo install v6-probe --target HOST\n\
+             V6_PROBE=~/.cargo/bin/v6-probe cargo test"
+        );
         return ExitCode::from(2);
     };
-    // The same in each process of a test run: the suite starts its own program again.
-    let folder = PathBuf::from(concat!(env!("CARGO_TARGET_TMPDIR"), "/runs"));
-    v6_runtime_conformance::main(Processes {
-        folder,
-        probe: probe.into(),
-    })
+    let probe = PathBuf::from(probe);
+    v6_runtime_conformance::main(Processes { probe })
 }
