@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use v6_runtime::memory::{Disturbance, ExitStatus, MemoryEngine, MemoryImage, RegistryFault};
-use v6_runtime::{ImageRef, Owner, PullPolicy, Result, RunId, Runtime};
+use v6_runtime::{Capabilities, ImageRef, Owner, Result, RunId, Runtime};
 
 use crate::harness::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged, Untouched};
 use crate::probe::pattern;
@@ -32,13 +32,23 @@ impl MemoryHarness {
     pub fn new() -> std::io::Result<Self> {
         let engine = MemoryEngine::new();
         engine
-            .add(PROBE, MemoryImage::new(probe_memory::probe))
+            .load(PROBE, MemoryImage::new(probe_memory::probe))
             .map_err(std::io::Error::other)?;
         Ok(Self {
             engine,
             folder: tempfile::tempdir()?,
             names: AtomicU32::new(0),
         })
+    }
+
+    /// A new engine that can do only this much.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_capabilities(capabilities: Capabilities) -> std::io::Result<Self> {
+        let harness = Self::new()?;
+        harness.engine.set_capabilities(capabilities);
+        Ok(harness)
     }
 
     /// The engine behind it.
@@ -134,20 +144,12 @@ impl Harness for MemoryHarness {
 
     async fn move_tag(&self, owner: &Owner, to: Tagged) -> Result<Option<ImageRef>> {
         let name = format!("localhost/moved/{owner}:1");
-        match to {
-            Tagged::Probe => self
-                .engine
-                .add(&name, MemoryImage::new(probe_memory::probe))?,
-            Tagged::Other => self
-                .engine
-                .add_image(&name, |_| async { ExitStatus::Code(OTHER) })?,
+        let image = match to {
+            Tagged::Probe => MemoryImage::new(probe_memory::probe),
+            Tagged::Other => MemoryImage::new(|_| async { ExitStatus::Code(OTHER) }),
         };
-        let name = ImageRef::parse(&name)?;
-        // Fetched by somebody else, so that the owner's calls are not counted for it.
-        let mover = self.engine.runtime(Owner::new(format!("{owner}-mover"))?);
-        let image = mover.resolve(&name, PullPolicy::Always).await?;
-        mover.prefetch(&image).await?;
-        Ok(Some(name))
+        self.engine.load(&name, image)?;
+        Ok(Some(ImageRef::parse(&name)?))
     }
 
     async fn registries(&self) -> Result<Option<Registries>> {
