@@ -59,6 +59,9 @@ struct Runs {
     hub: WatchHub,
     /// Held from a look to telling it: no watcher hears of an older look after a newer one.
     telling: Arc<Mutex<()>>,
+    /// Held by each step that makes or removes something. One whose call was dropped is at work
+    /// still: whoever comes next waits for it.
+    step: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl ProcessRuntime {
@@ -72,6 +75,7 @@ impl ProcessRuntime {
             owner: folder.join(owner.as_str()),
             hub: WatchHub::new(),
             telling: Arc::default(),
+            step: Arc::default(),
         };
         // No owner begins with a dot.
         let images = Images::new(folder.join(".images"));
@@ -94,6 +98,20 @@ impl ProcessRuntime {
     pub fn with_image(mut self, name: ImageRef, program: impl Into<PathBuf>) -> Self {
         self.images.add(name, program.into());
         self
+    }
+
+    /// Does one step of a call, when the one before is done.
+    async fn step<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let turn = self.runs.step.clone().lock_owned().await;
+        blocking(operation, move || {
+            let _turn = turn;
+            work()
+        })
+        .await
     }
 
     /// Starts feeding the hub, if nobody does: a task ends with its Tokio runtime.
@@ -353,7 +371,8 @@ impl Runtime for ProcessRuntime {
             phase: Phase::Accepted,
         };
         let (runs, of) = (self.runs.clone(), id.clone());
-        let folder = match blocking("run", move || runs.claim(&of, &state)).await? {
+        let claiming = self.step("run", move || runs.claim(&of, &state));
+        let folder = match claiming.await? {
             Claim::Ours(folder) => folder,
             Claim::Adopted => return Ok(Accepted::Adopted),
             Claim::Conflict => {
@@ -367,12 +386,12 @@ impl Runtime for ProcessRuntime {
         let order = match store(&folder, image, spec).await {
             Ok(order) => order,
             Err(error) => {
-                blocking("run", move || folder.remove()).await?;
+                self.step("run", move || folder.remove()).await?;
                 return Err(error.with_operation("run").with_run(id));
             }
         };
         let (helper, runs, of) = (self.helper.clone(), self.runs.clone(), id.clone());
-        blocking("run", move || {
+        self.step("run", move || {
             start(&helper, folder, &order)?;
             // Whoever watches from now on has to see it; the notice may come later.
             runs.tell(&of)
@@ -457,7 +476,8 @@ impl Runtime for ProcessRuntime {
         let until = Instant::now() + PATIENCE;
         loop {
             let (runs, of, force) = (self.runs.clone(), id.clone(), options.force);
-            match blocking("cleanup", move || clean(&runs, &of, force)).await? {
+            let cleaning = self.step("cleanup", move || clean(&runs, &of, force));
+            match cleaning.await? {
                 Cleaning::Done(done) => return Ok(done),
                 Cleaning::NotReady => {
                     let error = Error::new(ErrorKind::NotReady, "the run has not finished");
