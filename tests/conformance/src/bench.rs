@@ -166,11 +166,11 @@ impl Bench {
     pub(crate) async fn printed(&self, id: &RunId, text: &str) -> Result<(), Failure> {
         let follows = self.runtime.capabilities().logs.follow;
         let waiting = async {
-            while !follows {
-                if self.text(id).await?.contains(text) {
-                    return Ok(());
+            if !follows {
+                while !self.text(id).await?.contains(text) {
+                    tokio::time::sleep(LOOK_AGAIN).await;
                 }
-                tokio::time::sleep(LOOK_AGAIN).await;
+                return Ok(());
             }
             let options = v6_runtime::LogOptions::default().with_follow(true);
             let mut chunks = self.runtime.logs(id, options);
@@ -251,11 +251,15 @@ impl Bench {
         }))
     }
 
+    /// Whether there can be a [`child`](Self::child).
+    pub(crate) fn outlives_us(&self) -> Result<(), Stop> {
+        let outlives = self.harness.outlives_us();
+        outlives.then_some(()).ok_or(Stop::NoHook("outlives_us"))
+    }
+
     /// The suite's own program once more, at work on this.
     pub(crate) async fn child(&self, task: Task) -> Result<Child, Stop> {
-        if !self.harness.outlives_us() {
-            return Err(Stop::NoHook("outlives_us"));
-        }
+        self.outlives_us()?;
         Ok(Child::start(&self.owner, task).await?)
     }
 
