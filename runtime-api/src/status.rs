@@ -83,7 +83,7 @@ pub struct Usage {
 ///
 /// The rank Pending, Running, Stopping, Finished never falls for one id; steps may be skipped.
 /// `Finished` is final, and the backend remembers it until `cleanup`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "phase", content = "detail")]
 #[non_exhaustive]
 pub enum RunPhase {
@@ -117,7 +117,7 @@ impl RunPhase {
 }
 
 /// Why a run has not started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Pending {
@@ -135,7 +135,7 @@ pub enum Pending {
 }
 
 /// Why a run was told to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum StopCause {

@@ -20,7 +20,6 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe;
 use v6_runtime::{
     Annotations, Outcome, OutputName, Pending, ResolvedImage, RunId, RunPhase, RunStatus,
-    SpecDigest, StopCause,
+    SpecDigest,
 };
 
 const STATE: &str = "state.json";
@@ -45,7 +44,7 @@ const BELL: &str = "bell";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
     /// The digest of its spec.
-    pub spec: String,
+    pub spec: SpecDigest,
     /// What it runs.
     pub image: ResolvedImage,
     /// The caller's notes.
@@ -62,32 +61,9 @@ pub struct State {
     pub started: Option<SystemTime>,
     /// When the run ended.
     pub finished: Option<SystemTime>,
-    /// Where it is.
-    pub phase: Phase,
-}
-
-/// Where a run is, in the words of the one who is at work on it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Phase {
-    /// There is a record, and input is being stored.
-    Accepted,
-    /// It has a supervisor: from here on its program may have run.
-    Starting,
-    /// Its program runs.
-    Running,
-    /// Its program has been asked to end.
-    Stopping(Cause),
-    /// It is over.
-    Finished(Outcome),
-}
-
-/// Why a program was asked to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Cause {
-    /// The caller wants it.
-    Cancel,
-    /// Its time is over.
-    Deadline,
+    /// Where it is, in the words of the one who is at work on it: Accepted while input is being
+    /// stored, and nothing earlier than Starting once there is a supervisor.
+    pub phase: RunPhase,
 }
 
 /// The folder of one attempt, held open: it stays this one when another takes its place.
@@ -328,21 +304,20 @@ impl Folder {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        let accepted = state.phase == RunPhase::Pending(Pending::Accepted);
         let phase = match state.phase {
-            Phase::Accepted if idle && self.wished()?.is_some() => {
-                RunPhase::Finished(Outcome::Cancelled)
-            }
-            Phase::Accepted if idle => RunPhase::Pending(Pending::Abandoned),
-            Phase::Accepted => RunPhase::Pending(Pending::Accepted),
-            Phase::Finished(outcome) => RunPhase::Finished(outcome),
-            _ if idle => RunPhase::Finished(Outcome::Lost("its supervisor is gone".into())),
-            Phase::Starting => RunPhase::Pending(Pending::Starting),
-            Phase::Running => RunPhase::Running,
-            Phase::Stopping(Cause::Cancel) => RunPhase::Stopping(StopCause::Cancel),
-            Phase::Stopping(Cause::Deadline) => RunPhase::Stopping(StopCause::Deadline),
+            phase if !idle || phase.is_finished() => phase,
+            _ if accepted && self.wished()?.is_some() => RunPhase::Finished(Outcome::Cancelled),
+            _ if accepted => RunPhase::Pending(Pending::Abandoned),
+            _ => RunPhase::Finished(Outcome::Lost("its supervisor is gone".into())),
         };
-        let spec = SpecDigest::from_str(&state.spec).map_err(io::Error::other)?;
-        let mut status = RunStatus::new(id.clone(), phase, spec, state.image, state.annotations);
+        let mut status = RunStatus::new(
+            id.clone(),
+            phase,
+            state.spec,
+            state.image,
+            state.annotations,
+        );
         status.deadline = state.deadline;
         status.created = Some(state.created);
         status.started = state.started;

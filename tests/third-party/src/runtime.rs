@@ -28,7 +28,7 @@ use crate::images::Images;
 use crate::inside::UNSHARE;
 use crate::logs::Log;
 use crate::notices::{News, Notices};
-use crate::record::{Folder, Phase, State, later, sweep};
+use crate::record::{Folder, State, later, sweep};
 use crate::start::{start, store};
 
 /// How long whoever is at work on a run may take to let go of it.
@@ -249,7 +249,7 @@ impl Runs {
                     continue;
                 };
                 if known.phase != RunPhase::Pending(Pending::Abandoned) {
-                    let same = known.spec.as_str() == state.spec;
+                    let same = known.spec == state.spec;
                     return Ok(if same {
                         Claim::Adopted
                     } else {
@@ -355,7 +355,7 @@ impl Runtime for ProcessRuntime {
     async fn run(&self, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
         self.capabilities.admit(spec)?;
         let state = State {
-            spec: SpecDigest::of(spec).as_str().to_owned(),
+            spec: SpecDigest::of(spec),
             image: spec.image.clone(),
             annotations: spec.annotations.clone(),
             outputs: spec
@@ -368,7 +368,7 @@ impl Runtime for ProcessRuntime {
             created: SystemTime::now(),
             started: None,
             finished: None,
-            phase: Phase::Accepted,
+            phase: RunPhase::Pending(Pending::Accepted),
         };
         let (runs, of) = (self.runs.clone(), id.clone());
         let claiming = self.step("run", move || runs.claim(&of, &state));

@@ -12,10 +12,10 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufRead
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
-use v6_runtime::{Outcome, StartFailure, StartFailureCause};
+use v6_runtime::{Outcome, Pending, RunPhase, StartFailure, StartFailureCause, StopCause};
 
 use crate::inside::{Report, UNSHARE};
-use crate::record::{Cause, Folder, Phase, State, later};
+use crate::record::{Folder, State, later};
 
 /// More than `unshare` says when it is refused.
 const WORDS: u64 = 1000;
@@ -37,7 +37,7 @@ pub async fn supervise(path: &Path) -> io::Result<()> {
         Outcome::FailedToStart(failure)
     });
     run.state.finished = Some(SystemTime::now());
-    run.state.phase = Phase::Finished(outcome);
+    run.state.phase = RunPhase::Finished(outcome);
     run.folder.store(&run.state)
 }
 
@@ -50,7 +50,7 @@ struct Run {
 /// Why the run is being ended, and when by force.
 #[derive(Clone, Copy)]
 struct Stop {
-    cause: Cause,
+    cause: StopCause,
     kill: SystemTime,
 }
 
@@ -58,7 +58,7 @@ impl Run {
     async fn carry_out(&mut self) -> io::Result<Outcome> {
         // No signal to the caller's terminal or group is meant for us.
         setsid()?;
-        self.enter(Phase::Starting)?;
+        self.enter(RunPhase::Pending(Pending::Starting))?;
         let order = self.folder.take_order()?;
         // Before the first look: no wish is overheard.
         let mut bell = self.folder.listen()?;
@@ -84,7 +84,7 @@ impl Run {
                 line = reports.next_line() => match line?.map(|line| serde_json::from_str(&line)) {
                     Some(Ok(Report::Started)) => {
                         self.state.started = Some(SystemTime::now());
-                        self.enter(Phase::Running)?;
+                        self.enter(RunPhase::Running)?;
                     }
                     Some(Ok(Report::Ended(outcome))) => {
                         ended = Some(outcome);
@@ -170,11 +170,11 @@ impl Run {
         let late = self.state.deadline.is_some_and(|deadline| deadline <= now);
         self.stop = match wish {
             Some(kill) => Some(Stop {
-                cause: Cause::Cancel,
+                cause: StopCause::Cancel,
                 kill,
             }),
             None if late => Some(Stop {
-                cause: Cause::Deadline,
+                cause: StopCause::Deadline,
                 kill: later(now, self.state.grace),
             }),
             None => None,
@@ -182,13 +182,13 @@ impl Run {
         let Some(stop) = self.stop else {
             return Ok(false);
         };
-        self.enter(Phase::Stopping(stop.cause))?;
+        self.enter(RunPhase::Stopping(stop.cause))?;
         Ok(true)
     }
 
     /// The phase never goes back, whatever comes first: a run can be stopped before it has begun.
-    fn enter(&mut self, phase: Phase) -> io::Result<()> {
-        if !matches!(self.state.phase, Phase::Stopping(_)) {
+    fn enter(&mut self, phase: RunPhase) -> io::Result<()> {
+        if !matches!(self.state.phase, RunPhase::Stopping(_)) {
             self.state.phase = phase;
         }
         self.folder.store(&self.state)
@@ -206,8 +206,8 @@ impl Run {
 impl Stop {
     fn outcome(self) -> Outcome {
         match self.cause {
-            Cause::Cancel => Outcome::Cancelled,
-            Cause::Deadline => Outcome::DeadlineExceeded,
+            StopCause::Deadline => Outcome::DeadlineExceeded,
+            _ => Outcome::Cancelled,
         }
     }
 }
