@@ -107,11 +107,9 @@ impl ProcessRuntime {
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let turn = self.runs.step.clone().lock_owned().await;
-        blocking(operation, move || {
-            let _turn = turn;
-            work()
-        })
-        .await
+        // What a dropped call would have got is dropped before the turn is over.
+        let done = blocking(operation, move || Ok((work()?, turn)));
+        done.await.map(|(done, _turn)| done)
     }
 
     /// Starts feeding the hub, if nobody does: a task ends with its Tokio runtime.
@@ -307,21 +305,21 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn acquire(&self) -> Result<Lease> {
-        let owner = self.runs.owner.clone();
-        blocking("acquire", move || {
-            let folder = File::open(&owner)?;
-            match folder.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    let held = Error::new(ErrorKind::Conflict, "another process holds the lease");
-                    return Ok(Err(held.with_operation("acquire")));
-                }
-                Err(TryLockError::Error(error)) => return Err(error),
+        let failed = |error| broken("acquire", error);
+        // Here and not in a step: a lease must not be taken after the call was dropped.
+        let folder = File::open(&self.runs.owner).map_err(failed)?;
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let held = Error::new(ErrorKind::Conflict, "another process holds the lease");
+                return Err(held.with_operation("acquire"));
             }
-            sweep(&owner)?;
-            Ok(Ok(Lease::new(Locked(folder))))
-        })
-        .await?
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let lease = Lease::new(Locked(folder));
+        let owner = self.runs.owner.clone();
+        self.step("acquire", move || sweep(&owner)).await?;
+        Ok(lease)
     }
 
     async fn resolve(&self, image: &ImageRef, _policy: PullPolicy) -> Result<ResolvedImage> {
