@@ -295,6 +295,32 @@ impl Folder {
         Ok(earliest.and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis))))
     }
 
+    /// What a phase means once nobody is at work on the run any more.
+    fn left_at(&self, phase: RunPhase) -> io::Result<RunPhase> {
+        Ok(match phase {
+            RunPhase::Finished(outcome) => RunPhase::Finished(outcome),
+            RunPhase::Pending(Pending::Accepted) => match self.wished()? {
+                Some(_) => RunPhase::Finished(Outcome::Cancelled),
+                None => RunPhase::Pending(Pending::Abandoned),
+            },
+            _ => RunPhase::Finished(Outcome::Lost("its supervisor is gone".into())),
+        })
+    }
+
+    /// Stores how a run ended that nobody is at work on, before it is removed: as long as the
+    /// lock is held for that, a look cannot tell. One that was abandoned is as good as cancelled.
+    pub fn settle(&self) -> io::Result<()> {
+        let mut state = self.state()?;
+        if !state.phase.is_finished() {
+            state.phase = match self.left_at(state.phase)? {
+                RunPhase::Pending(_) => RunPhase::Finished(Outcome::Cancelled),
+                ended => ended,
+            };
+            self.store(&state)?;
+        }
+        Ok(())
+    }
+
     /// What there is to say of the run; `None` if its record has been removed meanwhile.
     pub fn status(&self, id: &RunId) -> io::Result<Option<RunStatus>> {
         // Asked first: who ends work stores what came of it, and gives up the lock then.
@@ -304,12 +330,9 @@ impl Folder {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let accepted = state.phase == RunPhase::Pending(Pending::Accepted);
-        let phase = match state.phase {
-            phase if !idle || phase.is_finished() => phase,
-            _ if accepted && self.wished()?.is_some() => RunPhase::Finished(Outcome::Cancelled),
-            _ if accepted => RunPhase::Pending(Pending::Abandoned),
-            _ => RunPhase::Finished(Outcome::Lost("its supervisor is gone".into())),
+        let phase = match idle {
+            true => self.left_at(state.phase)?,
+            false => state.phase,
         };
         let mut status = RunStatus::new(
             id.clone(),

@@ -532,6 +532,7 @@ fn clean(runs: &Runs, id: &RunId, force: bool) -> io::Result<Cleaning> {
     if !folder.claim()? || !folder.is_in_place()? {
         return Ok(Cleaning::Ending);
     }
+    folder.settle()?;
     folder.remove()?;
     runs.tell(id)?;
     Ok(Cleaning::Done(CleanedUp::Removed))

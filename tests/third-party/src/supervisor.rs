@@ -32,10 +32,16 @@ pub async fn supervise(path: &Path) -> io::Result<()> {
         stop: None,
     };
     // From here on, whatever goes wrong is the end of the run.
-    let outcome = run.carry_out().await.unwrap_or_else(|error| {
-        let failure = StartFailure::new(StartFailureCause::Engine, error.to_string());
-        Outcome::FailedToStart(failure)
-    });
+    let outcome = match run.carry_out().await {
+        Ok(outcome) => outcome,
+        Err(error) if run.state.started.is_some() => {
+            Outcome::Evicted(format!("its supervisor failed: {error}"))
+        }
+        Err(error) => {
+            let failure = StartFailure::new(StartFailureCause::Engine, error.to_string());
+            Outcome::FailedToStart(failure)
+        }
+    };
     run.state.finished = Some(SystemTime::now());
     run.state.phase = RunPhase::Finished(outcome);
     run.folder.store(&run.state)
@@ -81,7 +87,8 @@ impl Run {
         loop {
             tokio::select! {
                 biased;
-                line = reports.next_line() => match line?.map(|line| serde_json::from_str(&line)) {
+                // One that was killed may leave an error instead of an end.
+                line = reports.next_line() => match line.ok().flatten().map(|line| serde_json::from_str(&line)) {
                     Some(Ok(Report::Started)) => {
                         self.state.started = Some(SystemTime::now());
                         self.enter(RunPhase::Running)?;
