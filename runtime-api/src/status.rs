@@ -246,3 +246,24 @@ impl StartFailureCause {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, Pending, RunPhase, StopCause};
+
+    /// A backend whose record is a file keeps phases in it.
+    #[test]
+    fn phases_are_read_back() {
+        for phase in [
+            RunPhase::Pending(Pending::PullingImage),
+            RunPhase::Running,
+            RunPhase::Stopping(StopCause::Deadline),
+            RunPhase::Finished(Outcome::Exited(3)),
+            RunPhase::Finished(Outcome::Lost("no trace".into())),
+        ] {
+            let text = serde_json::to_string(&phase).expect("a phase can be written");
+            let again: RunPhase = serde_json::from_str(&text).expect("and read");
+            assert_eq!(again, phase, "{text}");
+        }
+    }
+}

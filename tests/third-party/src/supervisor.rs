@@ -88,7 +88,7 @@ impl Run {
             tokio::select! {
                 biased;
                 // One that was killed may leave an error instead of an end.
-                line = reports.next_line() => match line.ok().flatten().map(|line| serde_json::from_str(&line)) {
+                line = reports.next_line() => match line.ok().flatten().map(report) {
                     Some(Ok(Report::Started)) => {
                         self.state.started = Some(SystemTime::now());
                         self.enter(RunPhase::Running)?;
@@ -208,6 +208,10 @@ impl Run {
             next.duration_since(SystemTime::now()).unwrap_or_default()
         })
     }
+}
+
+fn report(line: String) -> serde_json::Result<Report> {
+    serde_json::from_str(&line)
 }
 
 impl Stop {
