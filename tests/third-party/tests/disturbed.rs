@@ -19,7 +19,7 @@ impl Folder {
     fn new(name: &str) -> std::io::Result<Self> {
         let name = format!("{name}-{}", std::process::id());
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir(&folder)?;
+        std::fs::create_dir_all(&folder)?;
         Ok(Self(folder))
     }
 }
