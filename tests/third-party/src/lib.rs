@@ -1,4 +1,4 @@
-//! A backend of [`v6_runtime`] in a few hundred lines, as a third party would write it: each run
+//! A whole backend of [`v6_runtime`], as a third party would write it: each run
 //! is a program of this machine, in namespaces of its own, with one supervisor that outlives the
 //! caller. An *image* is a static program under a name; its identity is the SHA-256 of the file.
 //!
