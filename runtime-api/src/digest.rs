@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::{Access, EnvValue, Error, Gpu, MountSource, OutputKind, Result, RunSpec};
@@ -215,5 +215,12 @@ impl FromStr for SpecDigest {
 impl Serialize for SpecDigest {
     fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
         to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SpecDigest {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }

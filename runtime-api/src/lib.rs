@@ -102,7 +102,9 @@
 //! # Dropped futures
 //!
 //! Every future and stream here may be dropped at any point. That ends the *call*, never the
-//! *run*, and what is left is repaired by calling again:
+//! *run*, and what is left is repaired by calling again. Work that a dropped call has left going
+//! on, on another thread for instance, is part of what is left: the next call waits for it, or
+//! makes it stop.
 //!
 //! | dropped | what may be left | what repairs it |
 //! | --- | --- | --- |
@@ -123,12 +125,15 @@
 //!    is wrong and what is not declared, naming the field. Nothing may be silently ignored.
 //! 3. **Record first.** Make something durable that carries owner, id, [`SpecDigest`],
 //!    [`Annotations`] and the resolved image before anything else of the run, and remove it last.
-//!    All answers come from it and from the engine, never from memory alone.
+//!    All answers come from it and from the engine, never from memory alone. An engine that keeps
+//!    no labels needs a file; what a record has in it can be read back by serde.
 //! 4. **Watch through a [`WatchHub`].** Call [`WatchHub::begin_listing`] before asking the engine
 //!    for all runs, [`WatchHub::reset`] with the answer, then [`update`](WatchHub::update) and
 //!    [`remove`](WatchHub::remove) with the engine's news; when the connection breaks,
 //!    [`failed`](WatchHub::failed), and list again. It gives every watcher a snapshot first, keeps
-//!    phases from going back, and spares others from a slow one.
+//!    phases from going back, and spares others from a slow one. Update it in `run` too, and
+//!    remove in `cleanup`, before they return: a caller that waits for a run that has just been
+//!    accepted must not get a snapshot without it, whenever the engine's news come.
 //! 5. **Translate in pure functions** from the engine's own words to [`RunPhase`] and [`Outcome`],
 //!    tested on recorded answers.
 //! 6. **Forward by reference.** A wrapper around another runtime forwards every method, those with

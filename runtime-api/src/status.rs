@@ -83,7 +83,7 @@ pub struct Usage {
 ///
 /// The rank Pending, Running, Stopping, Finished never falls for one id; steps may be skipped.
 /// `Finished` is final, and the backend remembers it until `cleanup`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "phase", content = "detail")]
 #[non_exhaustive]
 pub enum RunPhase {
@@ -117,7 +117,7 @@ impl RunPhase {
 }
 
 /// Why a run has not started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Pending {
@@ -135,7 +135,7 @@ pub enum Pending {
 }
 
 /// Why a run was told to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum StopCause {
@@ -243,6 +243,27 @@ impl StartFailureCause {
             Self::Unschedulable => "no machine has room for it",
             Self::NotIsolated => "its isolation could not be shown",
             Self::Engine => "the engine refused to start it",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, Pending, RunPhase, StopCause};
+
+    /// A backend whose record is a file keeps phases in it.
+    #[test]
+    fn phases_are_read_back() {
+        for phase in [
+            RunPhase::Pending(Pending::PullingImage),
+            RunPhase::Running,
+            RunPhase::Stopping(StopCause::Deadline),
+            RunPhase::Finished(Outcome::Exited(3)),
+            RunPhase::Finished(Outcome::Lost("no trace".into())),
+        ] {
+            let text = serde_json::to_string(&phase).expect("a phase can be written");
+            let again: RunPhase = serde_json::from_str(&text).expect("and read");
+            assert_eq!(again, phase, "{text}");
         }
     }
 }
