@@ -132,11 +132,17 @@ fn limits_hold_for_good() {
     let stage = Stage::new().with(|options| options.with_core_bytes(0).with_file_bytes(1 << 20));
     let mut command = stage.command(&["bash", "-c", script]);
     let output = command.current_dir(stage.folder.path()).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n1024\n1048576\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "0\n1024\n1048576\n"
+    );
     // What is lower already is not raised.
     let stage = stage.with(|options| options.with_file_bytes(u64::MAX));
     let ended = stage.run(&["bash", "-c", "ulimit -H -f"]);
-    assert!(ended.code == Some(0) && !ended.claim.out_of_memory, "{ended:?}");
+    assert!(
+        ended.code == Some(0) && !ended.claim.out_of_memory,
+        "{ended:?}"
+    );
 }
 
 fn path_beside(options: &v6_helper::InitOptions, name: &str) -> String {

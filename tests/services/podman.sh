@@ -47,13 +47,13 @@ need_user() {
 settings() {
 	local at=$dir/$1 limit
 	install -d -o "$2" -g "$(id -gn "$2")" -m 700 "$at" "$at"/{run,storage,home,tmp,networks}
-	# A container gets more open files by default than a machine may be able to give.
-	# Both numbers are the same, since Podman 4.3's Docker API takes one for the other.
+	# Root's Podman gives containers a million open files and processes, if anything is
+	# limited (Debian's settings do) and these are not; it may be allowed fewer itself.
 	limit=$(ulimit -Hn | sed s/unlimited/1048576/)
 	# crun, the other runtime, fails where control groups are of both versions.
 	cat >"$at/containers.conf" <<-END
 		[containers]
-		default_ulimits = ["nofile=$limit:$limit"]
+		default_ulimits = ["nofile=$limit:$limit", "nproc=4096:4096"]
 		[engine]
 		runtime = "runc"
 		cgroup_manager = "cgroupfs"
