@@ -19,6 +19,9 @@ pub struct Claim {
     pub deadline: bool,
     /// SIGTERM or SIGINT came from outside the container before the end.
     pub terminated: bool,
+    /// SIGKILL ended the command, and the kernel had meanwhile killed some process of the
+    /// container's control group for want of memory.
+    pub out_of_memory: bool,
 }
 
 /// What became of the command.
@@ -85,6 +88,8 @@ struct Raw {
     deadline: bool,
     #[serde(default)]
     terminated: bool,
+    #[serde(default)]
+    out_of_memory: bool,
 }
 
 impl Claim {
@@ -121,6 +126,7 @@ impl Claim {
             end,
             deadline: raw.deadline,
             terminated: raw.terminated,
+            out_of_memory: raw.out_of_memory,
         })
     }
 
@@ -153,7 +159,8 @@ mod tests {
             Claim {
                 end: End::Signaled(9),
                 deadline: true,
-                terminated: false
+                terminated: false,
+                out_of_memory: false,
             }
         );
         assert_eq!(claim.exit_code(), 137);

@@ -69,6 +69,12 @@ pub struct InitOptions {
     pub deadline: Option<SystemTime>,
     /// From the deadline's SIGTERM to SIGKILL; ten seconds if not given.
     pub grace: Option<Duration>,
+    /// The most bytes that a core dump may have, for good; 0 is none at all. As the container
+    /// has it, if not given.
+    pub core_bytes: Option<u64>,
+    /// The most bytes that any one file may have, for good. As the container has it, if not
+    /// given.
+    pub file_bytes: Option<u64>,
     /// A file inside the container with pairs `KEY=VALUE`, each ended by a NUL, that are added
     /// to the command's environment. For what must not be seen in a container's description.
     pub env_file: Option<String>,
@@ -119,6 +125,20 @@ impl InitOptions {
         self
     }
 
+    /// Sets [`Self::core_bytes`].
+    #[must_use]
+    pub fn with_core_bytes(mut self, bytes: u64) -> Self {
+        self.core_bytes = Some(bytes);
+        self
+    }
+
+    /// Sets [`Self::file_bytes`].
+    #[must_use]
+    pub fn with_file_bytes(mut self, bytes: u64) -> Self {
+        self.file_bytes = Some(bytes);
+        self
+    }
+
     /// Sets [`Self::env_file`].
     #[must_use]
     pub fn with_env_file(mut self, path: impl Into<String>) -> Self {
@@ -150,6 +170,8 @@ impl InitOptions {
             wait,
             deadline,
             grace,
+            core_bytes,
+            file_bytes,
             env_file,
             claim,
         } = self;
@@ -179,6 +201,11 @@ impl InitOptions {
         for (name, time) in [("--wait", wait), ("--grace", grace)] {
             if let Some(time) = time {
                 option(name, seconds(*time));
+            }
+        }
+        for (name, bytes) in [("core", core_bytes), ("fsize", file_bytes)] {
+            if let Some(bytes) = bytes {
+                option("--limit", format!("{name}={bytes}"));
             }
         }
         for (name, path) in [("--env-file", env_file), ("--claim", claim)] {
@@ -216,6 +243,8 @@ mod tests {
             .with_wait(Duration::from_millis(1500))
             .with_deadline(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250))
             .with_grace(Duration::from_secs(3))
+            .with_core_bytes(0)
+            .with_file_bytes(5_000_000_000)
             .with_env_file("/e/env")
             .with_claim("/e/claim");
         let line = options
@@ -223,7 +252,7 @@ mod tests {
             .unwrap();
         let expected = "/h init --listen 127.0.1.1:443=/e/a --listen 127.0.1.2:443=/e/b=c --connections 7 \
              --deadline 1700000000.250000000 --wait 1.500000000 --grace 3.000000000 \
-             --env-file /e/env --claim /e/claim -- -- ";
+             --limit core=0 --limit fsize=5000000000 --env-file /e/env --claim /e/claim -- -- ";
         assert_eq!(line.join(" "), expected);
     }
 

@@ -124,6 +124,27 @@ fn the_environment_file_reaches_the_command_and_nobody_else() {
     assert_eq!(output.stderr, b"");
 }
 
+#[test]
+fn limits_hold_for_good() {
+    // bash tells both in blocks of 1,024 bytes.
+    let script = "ulimit -H -c; ulimit -H -f; ulimit -f 2048 && exit 3; \
+                  head -c 2000000 /dev/zero >large; stat -c %s large";
+    let stage = Stage::new().with(|options| options.with_core_bytes(0).with_file_bytes(1 << 20));
+    let mut command = stage.command(&["bash", "-c", script]);
+    let output = command.current_dir(stage.folder.path()).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "0\n1024\n1048576\n"
+    );
+    // What is lower already is not raised.
+    let stage = stage.with(|options| options.with_file_bytes(u64::MAX));
+    let ended = stage.run(&["bash", "-c", "ulimit -H -f"]);
+    assert!(
+        ended.code == Some(0) && !ended.claim.out_of_memory,
+        "{ended:?}"
+    );
+}
+
 fn path_beside(options: &v6_helper::InitOptions, name: &str) -> String {
     let claim = std::path::Path::new(options.claim.as_deref().unwrap());
     claim.with_file_name(name).to_str().unwrap().to_owned()

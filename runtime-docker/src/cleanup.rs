@@ -70,8 +70,11 @@ impl Shared {
         self.settle(id);
         let labels = record::of_run(self.owner(), id);
         let mut first = self.egress.remove(self.owner(), id).err();
-        let (containers, volumes) =
+        let (containers, mut volumes) =
             tokio::try_join!(self.engine.containers(labels), self.volumes_of(id))?;
+        if self.quirks().record_made_alone {
+            volumes.extend(self.engine.volume(&self.name(id, Part::Stored)).await?);
+        }
         for container in containers {
             let labels = container.labels.unwrap_or_default();
             let names = container.names.unwrap_or_default();

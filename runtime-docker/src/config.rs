@@ -9,7 +9,7 @@ use v6_runtime::{Owner, RegistryCredentials};
 use crate::error::{Error, Result};
 
 /// The user id inside containers when the node itself is root.
-const ORDINARY_ID: u32 = 65_532;
+pub(crate) const ORDINARY_ID: u32 = 65_532;
 
 /// How to reach an engine, and the limits of runs that name none themselves.
 #[derive(Debug, Clone)]
@@ -23,7 +23,8 @@ pub struct DockerConfig {
     /// A folder of this machine, private to this user, for the lease and for the sockets of
     /// granted connections.
     pub runtime_dir: PathBuf,
-    /// The user id that runs have: this process's, or 65532 if that is root.
+    /// The user id that runs have: this process's, or 65532 if that is root, or if an ordinary
+    /// user's engine has no such id for its containers.
     pub uid: u32,
     /// Their group id.
     pub gid: u32,

@@ -12,19 +12,23 @@ use bollard::models::{
 use bytes::Bytes;
 use v6_helper::{InitOptions, Listener};
 use v6_runtime::{
-    Access, ContainerPath, EnvValue, Gpu, MountSource, OutputKind, Owner, RunSpec, StartFailure,
-    StartFailureCause,
+    Access, ContainerPath, EnvValue, Gpu, MountSource, OutputKind, Owner, ResourceKinds, RunSpec,
+    StartFailure, StartFailureCause,
 };
 
 use crate::archive::{Content, Entry};
 use crate::config::DockerConfig;
 use crate::image::LocalImage;
+use crate::quirks::Quirks;
 use crate::record::{Part, Record, name};
 
 /// Where our own things are inside a container.
-pub(crate) const OURS: &str = "/.v6";
 pub(crate) const HELPER: &str = "/.v6/helper";
-pub(crate) const CLAIM: &str = "/.v6/claim";
+const CLAIM: &str = "/.v6/claim";
+/// The same file, where it is collected.
+pub(crate) const CLAIM_COLLECTED: &str = "/.v6/out/claim";
+/// What is collected, read-only: the folder, since Podman cannot copy a file that is a mount.
+const COLLECTED: &str = "/.v6/out";
 const ENV: &str = "/.v6/env";
 const EGRESS: &str = "/.v6/egress";
 const TMP: &str = "/tmp";
@@ -41,11 +45,14 @@ pub(crate) struct Traits {
     pub(crate) private_cgroup: bool,
     /// How many processors there are, in thousandths.
     pub(crate) cpu_milli: Option<u32>,
+    /// What it can limit.
+    pub(crate) limits: ResourceKinds,
+    pub(crate) quirks: Quirks,
 }
 
 /// The path inside the container at which an output is collected.
 pub(crate) fn collected_at(index: usize) -> String {
-    format!("{OURS}/out/{index}")
+    format!("{COLLECTED}/{index}")
 }
 
 /// The files of a run's volume.
@@ -60,9 +67,9 @@ pub(crate) fn files(spec: &RunSpec, config: &DockerConfig) -> Vec<Entry> {
     };
     let mut entries = vec![
         entry("helper", (0o555, 0, 0), bytes_of(v6_helper::PROGRAM)),
-        entry("claim", owned(0o600), bytes_of(&[])),
         entry("in", (0o755, 0, 0), Content::Folder),
         entry("out", (0o755, 0, 0), Content::Folder),
+        entry("out/claim", owned(0o600), bytes_of(&[])),
     ];
     if let Some(environment) = secret_environment(spec) {
         entries.push(entry("env", owned(0o400), Content::Bytes(environment)));
@@ -263,6 +270,12 @@ fn entrypoint(parts: &Parts<'_>) -> Result<Vec<String>, StartFailure> {
     if has_secret_environment(spec) {
         init = init.with_env_file(ENV);
     }
+    if parts.traits.quirks.limits_by_init {
+        init = init.with_core_bytes(0);
+        if let Some(bytes) = largest_file(spec, parts.config) {
+            init = init.with_file_bytes(bytes.get());
+        }
+    }
     let addresses = addresses(spec);
     for (index, grant) in spec.egress.iter().enumerate() {
         let address = SocketAddrV4::new(addresses[grant.host.as_str()], grant.port);
@@ -325,6 +338,7 @@ fn host_config(parts: &Parts<'_>) -> HostConfig {
     let hosts = addresses(spec)
         .into_iter()
         .map(|(host, address)| format!("{host}:{address}"));
+    let can = &traits.limits;
     let port_start = "net.ipv4.ip_unprivileged_port_start";
     let groups = spec.supplementary_groups.iter().map(u32::to_string);
     let per_file = (config.log_bytes.get() / 2).max(4096);
@@ -339,11 +353,13 @@ fn host_config(parts: &Parts<'_>) -> HostConfig {
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         readonly_rootfs: Some(!spec.trust.writable_root),
         group_add: Some(groups.collect()),
-        memory: Some(memory),
-        memory_swap: Some(memory),
-        nano_cpus: cpu,
-        pids_limit: Some(i64::from(resources.pids.unwrap_or(config.pids).get())),
-        ulimits: Some(ulimits(spec, config)),
+        // What it cannot limit, an engine drops or refuses.
+        memory: Some(memory).filter(|_| can.memory),
+        memory_swap: Some(memory).filter(|_| can.memory),
+        nano_cpus: cpu.filter(|_| can.cpu),
+        pids_limit: Some(i64::from(resources.pids.unwrap_or(config.pids).get()))
+            .filter(|_| can.pids),
+        ulimits: (!traits.quirks.limits_by_init).then(|| ulimits(spec, config)),
         oom_score_adj: Some(500),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: traits
@@ -385,7 +401,18 @@ fn ulimits(spec: &RunSpec, config: &DockerConfig) -> Vec<ResourcesUlimits> {
     };
     // Open files stay at the engine's own limit: it may not be able to raise it.
     let mut limits = vec![limit("core", 0)];
-    // One file's size, wherever it is: the largest that any place of this run may hold.
+    if let Some(largest) = largest_file(spec, config) {
+        limits.push(limit(
+            "fsize",
+            i64::try_from(largest.get()).unwrap_or(i64::MAX),
+        ));
+    }
+    limits
+}
+
+/// The most bytes of one file, wherever it is: the largest that any place of this run may hold;
+/// `None` if there is a place without a limit.
+fn largest_file(spec: &RunSpec, config: &DockerConfig) -> Option<NonZeroU64> {
     let scratch = spec.mounts.iter().filter_map(|mount| match mount.source {
         MountSource::Scratch(limit) => Some(limit.unwrap_or(config.scratch_bytes)),
         _ => None,
@@ -399,16 +426,8 @@ fn ulimits(spec: &RunSpec, config: &DockerConfig) -> Vec<ResourcesUlimits> {
                 MountSource::HostPath(_) | MountSource::Volume(_)
             )
     });
-    if let Some(largest) = outputs.chain(scratch).chain([tmp]).max()
-        && !elsewhere
-        && !spec.trust.writable_root
-    {
-        limits.push(limit(
-            "fsize",
-            i64::try_from(largest.get()).unwrap_or(i64::MAX),
-        ));
-    }
-    limits
+    let largest = outputs.chain(scratch).chain([tmp]).max();
+    largest.filter(|_| !elsewhere && !spec.trust.writable_root)
 }
 
 fn tmpfs(parts: &Parts<'_>) -> HashMap<String, String> {
@@ -427,6 +446,13 @@ fn tmpfs(parts: &Parts<'_>) -> HashMap<String, String> {
         .chain([TMP])
         .map(|path| (path.to_owned(), options(scratch)))
         .collect();
+    if !spec.trust.writable_root {
+        for path in parts.traits.quirks.writable_in_read_only_root {
+            // A copy of what the image has there, which nobody can write to.
+            let read_only = || format!("ro,mode=755,size={scratch}");
+            folders.entry((*path).to_owned()).or_insert_with(read_only);
+        }
+    }
     let targets = spec.mounts.iter().map(|mount| &mount.target);
     for target in targets.chain(spec.outputs.values().map(|output| &output.path)) {
         folders.remove(target.as_str());
@@ -444,7 +470,8 @@ fn mounts(parts: &Parts<'_>) -> Vec<Mount> {
     let Parts { spec, volume, .. } = parts;
     let mut mounts = vec![
         bind(&format!("{volume}/helper"), HELPER, true),
-        bind(&format!("{volume}/claim"), CLAIM, false),
+        bind(&format!("{volume}/out/claim"), CLAIM, false),
+        bind(&format!("{volume}/out"), COLLECTED, true),
     ];
     if has_secret_environment(spec) {
         mounts.push(bind(&format!("{volume}/env"), ENV, true));
@@ -455,7 +482,6 @@ fn mounts(parts: &Parts<'_>) -> Vec<Mount> {
     for (index, output) in spec.outputs.values().enumerate() {
         let source = format!("{volume}/out/{index}");
         mounts.push(bind(&source, output.path.as_str(), false));
-        mounts.push(bind(&source, &collected_at(index), true));
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
         let target = mount.target.as_str();

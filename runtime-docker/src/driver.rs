@@ -96,7 +96,7 @@ impl Driver<'_> {
         // Never closed, so there is always room at last.
         let _room = room.map_err(|_| End::Stopped)?;
         self.say(Pending::Starting);
-        self.check_volumes().await?;
+        self.check_mounts().await?;
         self.create(&image).await?;
         self.begin().await
     }
@@ -123,12 +123,21 @@ impl Driver<'_> {
         }
     }
 
-    /// The engine would make a volume that is not there, and would give away another run's.
-    async fn check_volumes(&self) -> Result<(), End> {
+    /// The engine would make a volume that is not there (Podman also a folder), and would give away
+    /// another run's.
+    async fn check_mounts(&self) -> Result<(), End> {
         let mut pause = Pause::new(self);
         for mount in &self.job.spec.mounts {
-            let MountSource::Volume(name) = &mount.source else {
-                continue;
+            let name = match &mount.source {
+                MountSource::Volume(name) => name,
+                MountSource::HostPath(path) if self.shared.quirks().makes_missing_paths => {
+                    tokio::fs::metadata(path).await.map_err(|error| {
+                        let message = format!("{}: {error}", path.display());
+                        StartFailure::new(StartFailureCause::MountUnusable, message)
+                    })?;
+                    continue;
+                }
+                _ => continue,
             };
             let volume = loop {
                 match self.shared.engine.volume(name).await {

@@ -14,14 +14,18 @@ use bollard::query_parameters::{
     RemoveVolumeOptions, StartContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
+use futures_util::TryStreamExt;
 
 use crate::error::{Error, Result, found};
+use crate::quirks::{self, PodmanInfo};
 
 /// One engine's API.
 #[derive(Debug, Clone)]
 pub(crate) struct Engine {
     pub(crate) docker: Docker,
     limit: Duration,
+    /// See [`Quirks::other_states`](crate::quirks::Quirks::other_states).
+    pub(crate) other_states: bool,
 }
 
 impl Engine {
@@ -36,7 +40,20 @@ impl Engine {
         };
         let docker = docker.map_err(|source| Error::Engine { step, source })?;
         let docker = bounded(step, limit, docker.negotiate_version()).await?;
-        Ok(Self { docker, limit })
+        Ok(Self {
+            docker,
+            limit,
+            other_states: false,
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(docker: Docker) -> Self {
+        Self {
+            docker,
+            limit: Duration::from_secs(1),
+            other_states: false,
+        }
     }
 
     pub(crate) async fn call<T>(
@@ -56,6 +73,38 @@ impl Engine {
     pub(crate) async fn version(&self) -> Result<SystemVersion> {
         self.call("asking for the engine's version", self.docker.version())
             .await
+    }
+
+    /// What Podman says of itself beyond Docker's API.
+    pub(crate) async fn podman_info(&self) -> Result<PodmanInfo> {
+        let step = "asking Podman about itself";
+        let answer = self.raw(step, "/v4.0.0/libpod/info".to_owned()).await?;
+        serde_json::from_slice(&answer).map_err(|error| not_understood(step, &error))
+    }
+
+    /// The answer to a GET as it is, where the client has no call for it or does not understand
+    /// the answer: a call whose answer it passes on is sent to another path.
+    async fn raw(&self, step: &'static str, path: String) -> Result<Vec<u8>> {
+        let docker = self
+            .docker
+            .clone()
+            .with_request_modifier(move |mut request| {
+                let uri = request.uri();
+                let host = uri.authority().map_or("", |host| host.as_str());
+                let uri = format!("{}://{host}{path}", uri.scheme_str().unwrap_or("http"));
+                if let Ok(uri) = uri.parse() {
+                    *request.uri_mut() = uri;
+                }
+                request
+            });
+        let whole =
+            docker
+                .export_image("v6-runtime")
+                .try_fold(Vec::new(), |mut all, piece| async move {
+                    all.extend_from_slice(&piece);
+                    Ok(all)
+                });
+        self.call(step, whole).await
     }
 
     /// All volumes with these labels.
@@ -96,19 +145,35 @@ impl Engine {
     /// All containers with these labels, in any state.
     pub(crate) async fn containers(&self, labels: Vec<String>) -> Result<Vec<ContainerSummary>> {
         let filters = HashMap::from([("label", labels)]);
+        let step = "listing containers";
+        if self.other_states {
+            let filters = serde_json::to_string(&filters);
+            let filters = filters.map_err(|error| not_understood(step, &error))?;
+            let path = format!("/containers/json?all=true&filters={}", encoded(&filters));
+            let answer = self.raw(step, path).await?;
+            return quirks::containers(&answer).map_err(|error| not_understood(step, &error));
+        }
         let options = ListContainersOptionsBuilder::new()
             .all(true)
             .filters(&filters)
             .build();
         let call = self.docker.list_containers(Some(options));
-        self.call("listing containers", call).await
+        self.call(step, call).await
     }
 
     pub(crate) async fn container(&self, name: &str) -> Result<Option<ContainerInspectResponse>> {
+        let step = "looking at a container";
+        if self.other_states {
+            let answer = self.raw(step, format!("/containers/{name}/json")).await;
+            let seen = found(answer)?.map(|answer| quirks::container(&answer));
+            return seen
+                .transpose()
+                .map_err(|error| not_understood(step, &error));
+        }
         let call = self
             .docker
             .inspect_container(name, None::<InspectContainerOptions>);
-        found(self.call("looking at a container", call).await)
+        found(self.call(step, call).await)
     }
 
     pub(crate) async fn create_container(
@@ -163,6 +228,22 @@ impl Engine {
             Err(error) => Err(error),
         }
     }
+}
+
+fn not_understood(step: &str, error: &serde_json::Error) -> Error {
+    let message = format!("{step}: {error}");
+    v6_runtime::Error::new(v6_runtime::ErrorKind::Protocol, message).into()
+}
+
+/// Text as a value in the query of an address.
+fn encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => {
+            char::from(byte).to_string()
+        }
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
 async fn bounded<T>(

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use v6_runtime::{Error as Public, ErrorKind};
 
+use crate::quirks::is_just_gone;
+
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A step that failed.
@@ -82,7 +84,7 @@ impl Error {
 pub(crate) fn found<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.status() == Some(404) => Ok(None),
+        Err(error) if error.status() == Some(404) || is_just_gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }

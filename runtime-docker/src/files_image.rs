@@ -8,8 +8,8 @@ use futures_util::TryStreamExt;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
-/// Its name in the engine.
-pub(crate) const NAME: &str = "v6-runtime-files:1";
+/// Its name in the engine; a whole one, since Podman adds `localhost/` where Docker adds its hub.
+pub(crate) const NAME: &str = "localhost/v6-runtime-files:1";
 
 /// Makes a container of this image; the engine gets the image if it has none.
 pub(crate) async fn create(

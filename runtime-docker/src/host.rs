@@ -3,10 +3,15 @@
 use std::path::Path;
 
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountBindOptions, MountType};
+use futures_util::TryStreamExt;
 
+use crate::archive;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::files_image;
+
+/// The empty file in the folder by which it is known.
+pub(crate) const INSIDE: &str = "this-one";
 
 /// The engine's path of a folder of this process, or why there is none.
 pub(crate) async fn engine_path(engine: &Engine, folder: &Path) -> Result<Result<String, String>> {
@@ -86,8 +91,16 @@ pub(crate) async fn is_seen(engine: &Engine, name: &str, path: &str) -> Result<b
     };
     match files_image::create(engine, name, body).await {
         Ok(id) => {
+            // Podman makes a folder that is not there.
+            let docker = engine.docker.clone();
+            let file = archive::get_file(docker, id.clone(), format!("/probe/{INSIDE}"), 0);
+            let seen = file.try_for_each(|_| std::future::ready(Ok(()))).await;
             engine.remove_container(&id).await?;
-            Ok(true)
+            match seen {
+                Ok(()) => Ok(true),
+                Err(error) if error.kind() == v6_runtime::ErrorKind::NotFound => Ok(false),
+                Err(error) => Err(error.into()),
+            }
         }
         Err(error) if error.status() == Some(400) => Ok(false),
         Err(error) => Err(error),

@@ -15,6 +15,7 @@ use v6_runtime::{
 };
 
 use crate::error::{Error as Step, words};
+use crate::quirks::cannot_ask_registry;
 use crate::registry_words::{Trouble, trouble};
 
 /// A pull that shows no progress for so long is given up.
@@ -105,7 +106,7 @@ async fn ask(
     let asking = docker.inspect_registry_image(&name, credentials);
     let answer = match timeout(ASK_LIMIT, asking).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(source)) if is_not_offered(&source) => {
+        Ok(Err(source)) if cannot_ask_registry(status(&source), &words(&source)) => {
             return fetch_and_look(docker, logins, image).await;
         }
         Ok(Err(source)) => return Err(refused(image, source)),
@@ -130,12 +131,6 @@ async fn ask(
     let platform = fitting(docker, image, offered).await?;
     let identity = ImageIdentity::Manifest(digest);
     Ok(ResolvedImage::new(image.clone(), identity, platform))
-}
-
-/// Podman has no way to ask a registry, and says so in these words.
-fn is_not_offered(error: &Engine) -> bool {
-    let said = words(error);
-    status(error) == Some(404) && said.contains("/distribution/") && said.contains("not supported")
 }
 
 /// What is left where the registry cannot be asked: to fetch the image.
@@ -443,7 +438,7 @@ async fn engine_platform(docker: &Docker) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Engine, fits, is_not_offered, join, meaning};
+    use super::{Engine, fits, join, meaning};
     use crate::registry_words::Trouble;
 
     fn answer(status_code: u16, message: &str) -> Engine {
@@ -472,15 +467,5 @@ mod tests {
         let error = "dial tcp 127.0.0.1:9: connect: connection refused".to_owned();
         let within = Engine::DockerStreamError { error };
         assert_eq!(meaning(&within), Some(Trouble::Unreachable));
-    }
-
-    #[test]
-    fn podman_is_known_by_its_words() {
-        let podman = "Path /v1.41/distribution/localhost/a:1/json is not supported";
-        assert!(is_not_offered(&answer(404, podman)));
-        assert!(!is_not_offered(&answer(
-            404,
-            "manifest unknown: manifest unknown"
-        )));
     }
 }

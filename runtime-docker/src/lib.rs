@@ -1,4 +1,5 @@
-//! The v6-runtime contract on Docker, through the engine's API.
+//! The v6-runtime contract on Docker and Podman, by root or an ordinary user, through the Docker
+//! API of the engine.
 //!
 //! ```no_run
 //! use v6_runtime::{ImageRef, Owner, PullPolicy, RunId, RunSpec, Runtime, RuntimeExt};
@@ -24,7 +25,7 @@
 //! | volume with the record as labels, and the files | `v6-OWNER.RUN` | first, last |
 //! | container that is never started, through which files are put | `v6-OWNER.RUN.files` | until the start |
 //! | container with the program | `v6-OWNER.RUN` | until the cleanup |
-//! | empty volumes that note something for good | `v6-OWNER.RUN.cancelled`, `.deadline`, `.failed` | until the cleanup |
+//! | empty volumes that note something for good | `v6-OWNER.RUN.cancelled`, `.deadline`, `.failed`; on Podman `.stored` | until the cleanup |
 //!
 //! All carry labels `v6-runtime.*`; what lacks them is not touched. The names of volumes and of
 //! labels are not an interface.
@@ -45,6 +46,7 @@ mod image;
 mod lease;
 mod logs;
 mod look;
+mod quirks;
 mod record;
 mod registry_words;
 mod run;

@@ -12,13 +12,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::models::ContainerStateStatusEnum as Status;
-use bollard::query_parameters::{InspectContainerOptions, LogsOptionsBuilder};
+use bollard::query_parameters::LogsOptionsBuilder;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use v6_runtime::{
     Error, ErrorKind, LogChunk, LogOptions, LogPosition, LogStream, Result, ResultStream,
 };
 
+use crate::engine::Engine;
 use crate::error::Error as Step;
 
 /// How long to wait before looking again at a log that ended although its container seems to run.
@@ -30,7 +31,7 @@ const TIMES: u32 = 80;
 ///
 /// A retryable error may come at any time; what was not given is after the last chunk's position.
 pub(crate) fn read(
-    docker: Docker,
+    engine: Engine,
     container: String,
     options: LogOptions,
 ) -> ResultStream<LogChunk> {
@@ -39,7 +40,7 @@ pub(crate) fn read(
         Err(error) => return Box::pin(stream::once(std::future::ready(Err(error)))),
     };
     let reader = Reader {
-        docker,
+        engine,
         container,
         follow: options.follow,
         left: options.limit_bytes,
@@ -60,7 +61,7 @@ pub(crate) fn read(
 type Outputs = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
 
 struct Reader {
-    docker: Docker,
+    engine: Engine,
     container: String,
     follow: bool,
     /// How many bytes may still be given.
@@ -80,7 +81,7 @@ impl Reader {
             let entries = match &mut self.entries {
                 Some(entries) => entries,
                 None => self.entries.insert(Entries::open(
-                    &self.docker,
+                    &self.engine.docker,
                     &self.container,
                     self.follow,
                     self.given,
@@ -96,7 +97,7 @@ impl Reader {
                 Some(Err(source)) => return Err(failed(source)),
                 None if !self.follow => return Ok(None),
                 None => {
-                    if has_ended(&self.docker, &self.container).await? {
+                    if has_ended(&self.engine, &self.container).await? {
                         return Ok(None);
                     }
                     // The engine lets go of a log a moment before it calls its container ended, and
@@ -132,9 +133,13 @@ impl Reader {
     }
 }
 
-async fn has_ended(docker: &Docker, container: &str) -> Result<bool> {
-    let looking = docker.inspect_container(container, None::<InspectContainerOptions>);
-    let status = looking.await.map_err(failed)?.state.and_then(|s| s.status);
+async fn has_ended(engine: &Engine, container: &str) -> Result<bool> {
+    let found = engine.container(container).await.map_err(Error::from)?;
+    let Some(found) = found else {
+        let message = "the run is gone";
+        return Err(Error::new(ErrorKind::NotFound, message));
+    };
+    let status = found.state.and_then(|state| state.status);
     match status {
         Some(Status::CREATED) => {
             let message = "the run has not started";
@@ -343,7 +348,7 @@ mod tests {
         let items: Vec<Result<LogOutput, bollard::errors::Error>> =
             log().into_iter().map(Ok).collect();
         Reader {
-            docker: docker.unwrap(),
+            engine: Engine::of(docker.unwrap()),
             container: String::new(),
             follow: false,
             left,

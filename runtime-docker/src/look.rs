@@ -8,7 +8,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use v6_helper::{Claim, MAX_CLAIM};
 use v6_runtime::{Pending, ResultStream, RunId, RunStatus};
 
-use crate::container::CLAIM;
+use crate::container::CLAIM_COLLECTED;
 use crate::error::{Error, Result};
 use crate::record::{self, Marks, Part, Record};
 use crate::state::Shared;
@@ -167,6 +167,7 @@ impl Shared {
                         let volumes = Volumes { record, marks };
                         return Box::pin(self.judge(volumes, again)).await;
                     }
+                    files = self.was_cut_short(&record).await?;
                 }
             }
             None => {}
@@ -197,6 +198,7 @@ impl Shared {
             claim: claim.as_ref(),
             driven,
             now: SystemTime::now(),
+            out_of_memory_by_init: self.quirks().out_of_memory_by_init,
         };
         let mut status = translate::status(&seen(driven));
         let abandoned = v6_runtime::RunPhase::Pending(Pending::Abandoned);
@@ -212,6 +214,20 @@ impl Shared {
         }))
     }
 
+    /// Whether a record without containers was left by a process that died before it had made the
+    /// container for files.
+    async fn was_cut_short(&self, record: &Record) -> Result<bool> {
+        if !self.quirks().record_made_alone {
+            return Ok(false);
+        }
+        let name = self.name(&record.id, Part::Stored);
+        let mark = self.engine.volume(&name);
+        let stored = mark
+            .await?
+            .is_some_and(|mark| record::attempt(&mark.labels) == Some(&record.attempt));
+        Ok(!stored)
+    }
+
     /// The engine hears of the kernel's out-of-memory kill by another way than of the end, and
     /// sometimes after it: seen with Docker 20.10, more than a second later on a machine that was
     /// compiling. A kill that nothing explains yet is looked at again for a while.
@@ -222,6 +238,9 @@ impl Shared {
         let Some(id) = container.id.clone() else {
             return Ok(container);
         };
+        if self.quirks().out_of_memory_by_init {
+            return Ok(container);
+        }
         let since = tokio::time::Instant::now();
         while translate::may_be_out_of_memory(&container, SystemTime::now(), LATE_NEWS)
             // The engine's clock may be another one.
@@ -254,7 +273,7 @@ impl Shared {
         };
         let limit = MAX_CLAIM as u64;
         let docker = self.engine.docker.clone();
-        let bytes = archive::get_file(docker, id, CLAIM.to_owned(), limit);
+        let bytes = archive::get_file(docker, id, CLAIM_COLLECTED.to_owned(), limit);
         let bytes = bytes.try_fold(Vec::new(), |mut all, piece| async move {
             all.extend_from_slice(&piece);
             Ok(all)

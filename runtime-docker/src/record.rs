@@ -52,6 +52,9 @@ pub(crate) enum Part {
     Deadline,
     /// The volume that says: it could not be started, and why.
     Failed,
+    /// The volume that says: both record and container for files were made. Only where that takes
+    /// two calls.
+    Stored,
 }
 
 impl Part {
@@ -65,6 +68,7 @@ impl Part {
             Self::Cancelled => "cancelled",
             Self::Deadline => "deadline",
             Self::Failed => "failed",
+            Self::Stored => "stored",
         }
     }
 }
@@ -103,7 +107,7 @@ pub(crate) fn identify(
         return None;
     }
     let run = RunId::new(get(RUN)?).ok()?;
-    let part = [Part::Record, Part::Run, Part::Files]
+    let part = [Part::Record, Part::Run, Part::Files, Part::Stored]
         .into_iter()
         .chain(Part::MARKS)
         .find(|part| Some(part.as_str()) == get(PART))?;
@@ -324,7 +328,7 @@ impl Marks {
                     labels.get(MESSAGE).cloned().unwrap_or_default(),
                 ));
             }
-            Part::Record | Part::Run | Part::Files => {}
+            Part::Record | Part::Run | Part::Files | Part::Stored => {}
         }
     }
 }

@@ -86,15 +86,29 @@ impl Shared {
         let files = self.name(&record.id, Part::Files);
         let volume = self.make_record(record, &files).await?;
         let entries = container::files(spec, &self.config);
+        let putting = async {
+            archive::put(&self.engine.docker, &files, STORE, entries).await?;
+            self.note_stored(record).await
+        };
         tokio::select! {
             biased;
-            put = archive::put(&self.engine.docker, &files, STORE, entries) => put?,
+            put = putting => put?,
             () = dropped.cancelled() => {
                 let message = "the call was dropped while its input was read";
                 return Err(v6_runtime::Error::new(ErrorKind::Unavailable, message).into());
             }
         }
         Ok(volume)
+    }
+
+    /// Where the record was made before the container for files: notes that both have been there,
+    /// so that a record without any container means the same as everywhere.
+    async fn note_stored(&self, record: &Record) -> Result<()> {
+        if !self.quirks().record_made_alone {
+            return Ok(());
+        }
+        let labels = record.labels_of(self.owner(), Part::Stored);
+        self.note(Part::Stored, record, labels).await
     }
 
     /// Makes the container for files, and with it the volume that is the record.
@@ -104,8 +118,13 @@ impl Shared {
     async fn make_record(self: &Arc<Self>, record: &Record, files: &str) -> Result<Volume> {
         let name = self.name(&record.id, Part::Record);
         let labels = record.labels(self.owner())?;
-        let body = container::files_container(self.owner(), record, files_image::NAME, labels);
+        let body =
+            container::files_container(self.owner(), record, files_image::NAME, labels.clone());
         for _ in 0..LATE_CALLS {
+            if self.quirks().record_made_alone {
+                // What has the name already stays as it is, and is looked at below.
+                self.engine.create_volume(&name, labels.clone()).await?;
+            }
             match files_image::create(&self.engine, files, body.clone()).await {
                 Err(error) if error.status() == Some(409) => {
                     let Some(found) = self.engine.container(files).await? else {

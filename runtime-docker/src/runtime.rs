@@ -20,7 +20,7 @@ use crate::image::Fault;
 use crate::state::Shared;
 use crate::{archive, connect, examine, image, lease, logs, look, translate};
 
-/// Runs containers on one Docker engine, for one owner.
+/// Runs containers on one engine, Docker or Podman, for one owner.
 ///
 /// Dropping it ends what this process does about its runs: runs that have been started go on in the
 /// engine, others wait until [`run`](Runtime::run) is called again.
@@ -64,7 +64,7 @@ impl fmt::Debug for DockerRuntime {
 
 impl fmt::Display for DockerRuntime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "docker at {}", self.shared.config.host)
+        write!(f, "{} at {}", self.kind(), self.shared.config.host)
     }
 }
 
@@ -101,7 +101,7 @@ fn told<T>(
 #[deny(clippy::missing_trait_methods)]
 impl Runtime for DockerRuntime {
     fn kind(&self) -> &'static str {
-        "docker"
+        self.shared.kind.id()
     }
 
     fn owner(&self) -> &Owner {
@@ -116,7 +116,8 @@ impl Runtime for DockerRuntime {
         let engine = &self.shared.engine;
         let asked = tokio::try_join!(engine.version(), engine.info());
         let (version, info) = told(asked, "ping", None)?;
-        let mut said = EngineInfo::new("Docker", version.version.unwrap_or_default());
+        let mut said =
+            EngineInfo::new(self.shared.kind.name(), version.version.unwrap_or_default());
         let facts = [
             ("api", version.api_version),
             ("kernel", info.kernel_version),
@@ -216,7 +217,7 @@ impl Runtime for DockerRuntime {
                 let error = Error::new(ErrorKind::NotReady, message);
                 return Err(error.with_run(&id).with_operation("logs"));
             };
-            Ok(logs::read(shared.engine.docker.clone(), container, options))
+            Ok(logs::read(shared.engine.clone(), container, options))
         };
         Box::pin(stream::once(chunks).try_flatten())
     }

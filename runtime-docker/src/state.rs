@@ -14,10 +14,12 @@ use crate::config::DockerConfig;
 use crate::container::Traits;
 use crate::egress::Egress;
 use crate::engine::Engine;
+use crate::quirks::{Kind, Quirks};
 use crate::record::{Part, name};
 
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
+    pub(crate) kind: Kind,
     pub(crate) config: DockerConfig,
     pub(crate) capabilities: Capabilities,
     pub(crate) traits: Traits,
@@ -52,8 +54,10 @@ struct Driver {
 }
 
 impl Shared {
+    #[expect(clippy::too_many_arguments, reason = "it is called once")]
     pub(crate) fn new(
         engine: Engine,
+        kind: Kind,
         config: DockerConfig,
         capabilities: Capabilities,
         traits: Traits,
@@ -64,6 +68,7 @@ impl Shared {
         let starts = usize::try_from(config.concurrent_starts.get()).unwrap_or(1);
         Self {
             engine,
+            kind,
             config,
             capabilities,
             traits,
@@ -80,6 +85,11 @@ impl Shared {
 
     pub(crate) fn owner(&self) -> &Owner {
         &self.config.owner
+    }
+
+    /// What the engine does otherwise than Docker.
+    pub(crate) fn quirks(&self) -> &Quirks {
+        &self.traits.quirks
     }
 
     pub(crate) fn name(&self, id: &RunId, part: Part) -> String {

@@ -64,6 +64,7 @@ fn phase(seen: &Recorded, record: &Record, marks: &Marks) -> RunPhase {
         claim: seen.claim.as_ref().filter(|_| wanted),
         driven: None,
         now: SystemTime::UNIX_EPOCH,
+        out_of_memory_by_init: false,
     })
 }
 
@@ -198,6 +199,7 @@ fn without_a_container() {
             claim: None,
             driven,
             now: SystemTime::UNIX_EPOCH,
+            out_of_memory_by_init: false,
         })
     };
     let none = Marks::default();

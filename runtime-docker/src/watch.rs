@@ -130,9 +130,12 @@ async fn session(shared: &Arc<Shared>, synced: &mut bool) -> Result<std::convert
         ("label", record::of_owner(shared.owner())),
         (
             "event",
-            ["start", "die", "oom", "kill", "destroy"]
-                .map(str::to_owned)
-                .to_vec(),
+            shared
+                .quirks()
+                .events
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
         ),
     ]));
     if let Some(now) = now {
@@ -181,7 +184,7 @@ fn run_of(shared: &Shared, event: &EventMessage) -> Option<RunId> {
     let attributes = event.actor.as_ref()?.attributes.as_ref()?;
     let name = attributes.get("name")?;
     let (id, part) = record::identify(shared.owner(), name, attributes)?;
-    if event.action.as_deref() == Some("destroy") {
+    if matches!(event.action.as_deref(), Some("destroy" | "remove")) {
         // Our own work, of which nobody has to be told: a cleanup that is done, and the removal of
         // what is not needed after the start.
         let known = shared.hub.get(&id)?;

@@ -21,6 +21,8 @@ v6-helper init [OPTION…] -- COMMAND [ARGUMENT…]
                                   before it is closed (default 600)
     --deadline SECONDS[.FRACTION] Unix time at which all processes get SIGTERM
     --grace SECONDS               from there to SIGKILL (default 10)
+    --limit core|fsize=BYTES      the most that a core dump or any one file may have, for good;
+                                  repeatable
     --env-file FILE               KEY=VALUE pairs, each ended by a NUL, for COMMAND
     --claim FILE                  an existing file, into which the end is written as JSON
 
@@ -42,6 +44,20 @@ pub struct Listen {
     pub socket: OsString,
 }
 
+/// One `--limit`.
+#[derive(Debug)]
+pub struct Limit {
+    pub resource: Resource,
+    pub bytes: u64,
+}
+
+/// What a limit is on.
+#[derive(Clone, Copy, Debug)]
+pub enum Resource {
+    Core,
+    FileSize,
+}
+
 /// What `init` is asked for.
 #[derive(Debug)]
 pub struct Init {
@@ -51,6 +67,7 @@ pub struct Init {
     /// Since the beginning of Unix time.
     pub deadline: Option<Duration>,
     pub grace: Duration,
+    pub limits: Vec<Limit>,
     pub env_file: Option<OsString>,
     pub claim: Option<OsString>,
     pub command: OsString,
@@ -107,6 +124,7 @@ fn parse_init(mut arguments: impl Iterator<Item = OsString>) -> Result<Init, Str
         wait: Duration::from_secs(600),
         deadline: None,
         grace: Duration::from_secs(10),
+        limits: Vec::new(),
         env_file: None,
         claim: None,
         command: OsString::new(),
@@ -133,6 +151,7 @@ fn parse_init(mut arguments: impl Iterator<Item = OsString>) -> Result<Init, Str
             "--wait" => init.wait = parse_seconds(name, &value()?)?,
             "--deadline" => init.deadline = Some(parse_seconds(name, &value()?)?),
             "--grace" => init.grace = parse_seconds(name, &value()?)?,
+            "--limit" => init.limits.push(parse_limit(&value()?)?),
             "--env-file" => init.env_file = Some(value()?),
             "--claim" => init.claim = Some(value()?),
             _ => return Err(format!("{name} is not an option, see --help")),
@@ -168,6 +187,21 @@ fn parse_listen(value: &OsStr) -> Result<Listen, String> {
         address,
         socket: OsStr::from_bytes(socket).to_owned(),
     })
+}
+
+fn parse_limit(value: &OsStr) -> Result<Limit, String> {
+    let wrong = || format!("--limit takes core=BYTES or fsize=BYTES, not {value:?}");
+    let (name, bytes) = value
+        .to_str()
+        .and_then(|value| value.split_once('='))
+        .ok_or_else(wrong)?;
+    let resource = match name {
+        "core" => Resource::Core,
+        "fsize" => Resource::FileSize,
+        _ => return Err(wrong()),
+    };
+    let bytes = bytes.parse().map_err(|_| wrong())?;
+    Ok(Limit { resource, bytes })
 }
 
 fn parse_number(name: &str, value: &OsStr) -> Result<usize, String> {

@@ -31,6 +31,8 @@ pub struct Claim {
     pub deadline: bool,
     /// SIGTERM or SIGINT came from outside before the end.
     pub terminated: bool,
+    /// The command was killed, and the kernel has meanwhile killed for want of memory.
+    pub out_of_memory: bool,
 }
 
 impl Claim {
@@ -65,6 +67,9 @@ impl Claim {
         }
         if self.terminated {
             json.push_str(",\"terminated\":true");
+        }
+        if self.out_of_memory {
+            json.push_str(",\"out_of_memory\":true");
         }
         json.push_str("}\n");
         json

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::args::Init;
 use crate::claim::{Cause, Claim, ClaimFile, Verdict};
+use crate::memory;
 use crate::processes;
 use crate::proxy::{FIRST_TOKEN, Proxy};
 use crate::sys::{self, End, Events, Poll};
@@ -31,15 +32,18 @@ pub fn run(options: &Init) -> i32 {
     };
     let mut deadline = false;
     let mut terminated = false;
+    let kills = memory::kills();
     let verdict = supervise(options, &mut deadline, &mut terminated)
         .unwrap_or_else(|(cause, error)| Verdict::NotStarted(cause, error));
     if let Verdict::NotStarted(_, error) = &verdict {
         eprintln!("v6-helper: {error}");
     }
+    let killed = matches!(verdict, Verdict::Ended(End::Signaled(libc::SIGKILL)));
     let claim = Claim {
         verdict,
         deadline,
         terminated,
+        out_of_memory: killed && kills.is_some() && memory::kills() > kills,
     };
     if let Some(Err(error)) = file.map(|file| file.write(&claim)) {
         eprintln!("v6-helper: cannot write the claim: {error}");
@@ -93,6 +97,9 @@ fn supervise(
         watch(&grace, GRACE)?;
     }
 
+    for limit in &options.limits {
+        sys::lower_limit(limit.resource, limit.bytes).map_err(failed("cannot lower a limit"))?;
+    }
     let main = processes::start(options, env)?;
     sys::raise_descriptor_limit();
 

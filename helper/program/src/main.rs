@@ -5,6 +5,7 @@ mod args;
 mod claim;
 mod examine;
 mod init;
+mod memory;
 mod processes;
 mod proxy;
 mod sys;

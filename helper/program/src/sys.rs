@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 use std::time::Duration;
 
+use crate::args::Resource;
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -365,6 +367,26 @@ pub fn reset_on_close(fd: &impl AsRawFd) {
             value,
             size,
         );
+    }
+}
+
+/// Lowers a limit of this process and all that it starts, beyond its power to raise it again. One
+/// that is lower already stays.
+pub fn lower_limit(resource: Resource, bytes: u64) -> io::Result<()> {
+    let which = match resource {
+        Resource::Core => libc::RLIMIT_CORE,
+        Resource::FileSize => libc::RLIMIT_FSIZE,
+    };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: one structure, written by the first call and read by the second.
+    unsafe {
+        check(libc::getrlimit(which, &raw mut limit))?;
+        limit.rlim_max = limit.rlim_max.min(bytes);
+        limit.rlim_cur = limit.rlim_cur.min(limit.rlim_max);
+        check(libc::setrlimit(which, &raw const limit)).map(drop)
     }
 }
 

@@ -140,7 +140,7 @@ pub async fn record(bench: &Bench, id: &RunId, named: &str) {
         .await
         .unwrap();
     let options = bollard::query_parameters::DownloadFromContainerOptionsBuilder::new()
-        .path("/.v6/claim")
+        .path("/.v6/out/claim")
         .build();
     let archive: Vec<_> = bench
         .docker

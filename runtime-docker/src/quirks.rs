@@ -1,0 +1,250 @@
+//! Which engine answers, and where it does otherwise than Docker: each difference has a name here,
+//! with what was seen, and is nowhere else recognised.
+//!
+//! What the engines said is recorded in `tests/data/engines`. "4.3.1" is Podman of Debian 12.
+
+use bollard::models::{ContainerInspectResponse, ContainerSummary, SystemInfo, SystemVersion};
+use serde::Deserialize;
+use serde_json::Value;
+use v6_runtime::ResourceKinds;
+
+use crate::error::Error;
+
+/// The engines that speak this API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Docker,
+    Podman,
+}
+
+impl Kind {
+    /// By what the engine says its parts are.
+    pub(crate) fn of(version: &SystemVersion) -> Self {
+        let parts = version.components.iter().flatten();
+        if parts.into_iter().any(|part| part.name == "Podman Engine") {
+            Self::Podman
+        } else {
+            Self::Docker
+        }
+    }
+
+    /// Its name as [`v6_runtime::Runtime::kind`] gives it.
+    pub(crate) const fn id(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+
+    /// Its name as people write it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "Docker",
+            Self::Podman => "Podman",
+        }
+    }
+}
+
+/// What Podman says of itself at its own `/libpod/info`, as far as it matters here.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct PodmanInfo {
+    host: PodmanHost,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodmanHost {
+    cgroup_controllers: Option<Vec<String>>,
+    id_mappings: IdMappings,
+    security: Security,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct IdMappings {
+    uidmap: Option<Vec<IdRange>>,
+    gidmap: Option<Vec<IdRange>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct IdRange {
+    container_id: u64,
+    host_id: u64,
+    size: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Security {
+    rootless: bool,
+}
+
+/// What an engine does otherwise than Docker run by root.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Quirks {
+    /// The engine is run by an ordinary user: ids inside a container are not those of the machine.
+    ///
+    /// Docker says `name=rootless` among its security options. Podman 4.3.1 says it in
+    /// `/libpod/info` (and in a field `Rootless` of `/info` that Docker does not have).
+    pub(crate) rootless: bool,
+
+    /// Which ids of the machine those inside a container are, where the engine tells.
+    ids: IdMappings,
+
+    /// A volume that is made together with a container gets no labels.
+    ///
+    /// Docker gives it those of the mount's `VolumeOptions.Labels`. Podman 4.3.1 takes them without
+    /// a word, and the volume has `"Labels": {}`. So there the record is made by a call of its own,
+    /// before the container for files, and a further mark tells that both were made.
+    pub(crate) record_made_alone: bool,
+
+    /// The limits on files and core dumps are lowered by `init`, and none are asked of the engine.
+    ///
+    /// Docker applies `HostConfig.Ulimits` and leaves what is not in it alone. Podman 4.3.1 run by
+    /// a user drops it (inspect: `"Ulimits": []`; from inside: unlimited). Run by root it adds
+    /// 1,048,576 open files and processes, and then cannot start the container where it is not
+    /// allowed that many (`error setting rlimit type 7: operation not permitted`).
+    pub(crate) limits_by_init: bool,
+
+    /// The engine does not tell that the kernel ended a program for want of memory; `init` does.
+    ///
+    /// Docker answers `"OOMKilled": true`. Podman 4.3.1 with conmon 2.1.6 answers `false`, with
+    /// exit code 137, and has no such event.
+    pub(crate) out_of_memory_by_init: bool,
+
+    /// Folders that a read-only root leaves writable, without a limit, in memory.
+    ///
+    /// Docker: none. Podman 4.3.1 mounts a tmpfs on each of these that has no mount of its own,
+    /// whatever the API's call says (`--read-only-tmpfs`).
+    pub(crate) writable_in_read_only_root: &'static [&'static str],
+
+    /// `HostConfig.DeviceRequests` is taken and not looked at.
+    ///
+    /// Docker gives the devices or refuses the container. Podman 4.3.1 makes it without them.
+    pub(crate) device_requests_ignored: bool,
+
+    /// What the engine can limit, where its own word differs from what it says in `/info`.
+    ///
+    /// Docker's `MemoryLimit`, `PidsLimit` and so on are what it does. Podman 4.3.1 run by a user
+    /// on control groups of version 1 says `true` for all, and limits nothing (inspect:
+    /// `"Memory": 0`; no warning in the answer); its `cgroupControllers` in `/libpod/info` is empty.
+    pub(crate) limits: Option<ResourceKinds>,
+
+    /// The engine has another id each time that it is asked.
+    ///
+    /// Docker's `ID` in `/info` stays for ever. Podman 4.3.1 makes up one for each answer.
+    pub(crate) id_changes: bool,
+
+    /// A container may be in states that Docker does not have, and its client does not understand.
+    ///
+    /// Docker knows seven. Podman 4.3.1 has `stopped` between a program's end and the end of its
+    /// own tidying up, some 0.3 s later, by inspection and in listings, and `initialized`.
+    pub(crate) other_states: bool,
+
+    /// The names by which the events are asked for that tell of a change to a run.
+    ///
+    /// Docker filters by what it sends. Podman 4.3.1 sends `die`, and gives it only for the filter
+    /// `died`; it sends `remove` for Docker's `destroy`. `cleanup` comes when it is done with
+    /// a container that has ended.
+    pub(crate) events: &'static [&'static str],
+
+    /// A host's path that is not there is made, as a folder, when it is to be mounted.
+    ///
+    /// Docker refuses the container (400, `bind source path does not exist`) if the mount is in
+    /// `HostConfig.Mounts`. Podman 4.3.1 does for these what Docker does for `Binds`.
+    pub(crate) makes_missing_paths: bool,
+}
+
+impl Quirks {
+    /// Of an engine that says this about itself; `podman` is there only for Podman.
+    pub(crate) fn of(info: &SystemInfo, podman: Option<&PodmanInfo>) -> Self {
+        let Some(podman) = podman else {
+            let security = info.security_options.iter().flatten();
+            return Self {
+                rootless: security.into_iter().any(|o| o.contains("name=rootless")),
+                events: &["start", "die", "oom", "kill", "destroy"],
+                ..Self::default()
+            };
+        };
+        let host = &podman.host;
+        let limits = host.cgroup_controllers.as_ref().map(|names| {
+            let has = |name: &str| names.iter().any(|it| it == name);
+            let mut limits = ResourceKinds::default();
+            limits.cpu = has("cpu");
+            limits.memory = has("memory");
+            limits.pids = has("pids");
+            limits
+        });
+        Self {
+            rootless: host.security.rootless,
+            ids: host.id_mappings.clone(),
+            record_made_alone: true,
+            limits_by_init: true,
+            out_of_memory_by_init: true,
+            writable_in_read_only_root: &["/run", "/tmp", "/var/tmp"],
+            device_requests_ignored: true,
+            limits,
+            id_changes: true,
+            other_states: true,
+            events: &["start", "died", "kill", "cleanup", "remove"],
+            makes_missing_paths: true,
+        }
+    }
+
+    /// The machine's user and group id of these ids inside a container; `None` if there is no such
+    /// id inside.
+    pub(crate) fn outside(&self, uid: u32, gid: u32) -> Option<(u64, u64)> {
+        let map = |id: u32, ranges: &Option<Vec<IdRange>>| match ranges {
+            None => Some(u64::from(id)),
+            Some(ranges) => ranges.iter().find_map(|range| {
+                let offset = u64::from(id).checked_sub(range.container_id)?;
+                (offset < range.size).then(|| range.host_id.saturating_add(offset))
+            }),
+        };
+        Some((map(uid, &self.ids.uidmap)?, map(gid, &self.ids.gidmap)?))
+    }
+}
+
+/// A container as it was inspected, with a state that Docker has.
+pub(crate) fn container(answer: &[u8]) -> serde_json::Result<ContainerInspectResponse> {
+    let mut container: Value = serde_json::from_slice(answer)?;
+    if let Some(status) = container.pointer_mut("/State/Status") {
+        make_known(status);
+    }
+    serde_json::from_value(container)
+}
+
+/// Containers as they were listed, with states that Docker has.
+pub(crate) fn containers(answer: &[u8]) -> serde_json::Result<Vec<ContainerSummary>> {
+    let mut containers: Vec<Value> = serde_json::from_slice(answer)?;
+    for state in containers.iter_mut().filter_map(|it| it.get_mut("State")) {
+        make_known(state);
+    }
+    containers.into_iter().map(serde_json::from_value).collect()
+}
+
+fn make_known(state: &mut Value) {
+    let known = match state.as_str().unwrap_or_default() {
+        same @ ("created" | "running" | "paused" | "restarting" | "removing" | "exited"
+        | "dead" | "stopping") => same,
+        "configured" | "initialized" => "created",
+        "stopped" => "exited",
+        // Whether it runs is told beside it.
+        _ => "",
+    };
+    *state = known.into();
+}
+
+/// Whether an engine says of an object that it was removed during the call: Podman 4.3.1 answers
+/// 500 with `container … does not exist in database: no such container`; Docker answers 404.
+pub(crate) fn is_just_gone(error: &Error) -> bool {
+    let words = ["no such container", "no such volume"];
+    error.status() == Some(500) && words.iter().any(|words| error.to_string().ends_with(words))
+}
+
+/// Whether an engine answered that it has no way to ask a registry: Podman 4.3.1 says so with 404
+/// and `Path … is not supported`; Docker has one.
+pub(crate) fn cannot_ask_registry(status: Option<u16>, words: &str) -> bool {
+    status == Some(404) && words.contains("/distribution/") && words.contains("not supported")
+}
