@@ -460,7 +460,17 @@ fn tmpfs(parts: &Parts<'_>) -> HashMap<String, String> {
     for mount in &spec.mounts {
         if let MountSource::Scratch(limit) = mount.source {
             let bytes = limit.unwrap_or(config.scratch_bytes);
-            folders.insert(mount.target.to_string(), options(bytes));
+            let mut options = options(bytes);
+            let is_worked_in = spec.workdir.as_ref().is_some_and(|workdir| {
+                std::path::Path::new(workdir.as_str()).starts_with(mount.target.as_str())
+            });
+            if is_worked_in
+                && parts.traits.quirks.working_folder_keeps_mode
+                && !spec.trust.image_user
+            {
+                options.push_str(&format!(",uid={},gid={}", config.uid, config.gid));
+            }
+            folders.insert(mount.target.to_string(), options);
         }
     }
     folders

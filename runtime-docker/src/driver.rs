@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use v6_runtime::{
-    MountSource, Outcome, Pending, RunPhase, RunSpec, StartFailure, StartFailureCause,
+    ErrorKind, MountSource, Outcome, Pending, RunPhase, RunSpec, StartFailure, StartFailureCause,
 };
 
 use crate::container::{self, Parts};
@@ -113,7 +113,9 @@ impl Driver<'_> {
             match image::ensure(docker, logins, &self.job.spec.image, &mut progress).await {
                 Ok(image) => return Ok(image),
                 Err(Fault::Failure(failure)) => return Err(failure.into()),
-                Err(Fault::Engine(error)) if error.is_retryable() => {
+                Err(Fault::Engine(error))
+                    if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) =>
+                {
                     pause.after(text(error)).await?;
                 }
                 Err(Fault::Engine(error)) => {

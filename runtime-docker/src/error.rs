@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use v6_runtime::{Error as Public, ErrorKind};
+use v6_runtime::{Error as Public, ErrorKind, Retry};
 
 use crate::quirks::is_just_gone;
 
@@ -108,8 +108,7 @@ fn kind(error: &bollard::errors::Error) -> ErrorKind {
             404 => ErrorKind::NotFound,
             408 | 504 => ErrorKind::Timeout,
             409 => ErrorKind::Conflict,
-            429 => ErrorKind::Quota,
-            502 | 503 => ErrorKind::Unavailable,
+            429 | 502 | 503 => ErrorKind::Unavailable,
             507 => ErrorKind::Quota,
             _ => ErrorKind::Unexpected,
         },
@@ -153,7 +152,15 @@ impl From<Error> for Public {
             Error::Contract(error) => error,
             Error::Engine { step, source } => {
                 let message = format!("{step}: {}", words(&source));
-                Public::new(kind(&source), message).with_source(source)
+                let error = Public::new(kind(&source), message);
+                // What went wrong inside the engine may go well the next time.
+                let error = match &source {
+                    bollard::errors::Error::DockerResponseServerError {
+                        status_code: 500, ..
+                    } => error.with_retry(Retry::After(None)),
+                    _ => error,
+                };
+                error.with_source(source)
             }
             Error::Host { ref what, .. } => {
                 Public::new(error.kind(), what.as_str()).with_source(error)

@@ -6,7 +6,7 @@ use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as Engine;
 use bollard::models::{CreateImageInfo, ImageInspect};
-use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::query_parameters::{CreateImageOptionsBuilder, TagImageOptionsBuilder};
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout};
 use v6_runtime::{
@@ -219,11 +219,25 @@ pub(crate) async fn ensure(
             return Err(failure(cause, format!("{name}: {}", words(&source))));
         }
     }
-    let found = find(docker, image).await?;
-    found.ok_or_else(|| {
+    let found = find(docker, image).await?.ok_or_else(|| {
         let message = format!("{name} was pulled, and the engine does not know it by that digest");
         failure(StartFailureCause::ImageUnusable, message)
-    })
+    })?;
+    keep_name(docker, &image.reference, &name).await;
+    Ok(found)
+}
+
+/// What was pulled by its digest gets the name that it was resolved from, as `docker pull` gives
+/// it: so that the next one who asks for the name finds it here, also without the registry.
+async fn keep_name(docker: &Docker, image: &ImageRef, pulled: &str) {
+    let Some(tag) = image.tag() else { return };
+    let options = TagImageOptionsBuilder::new()
+        .repo(&image.name())
+        .tag(tag)
+        .build();
+    if let Err(error) = docker.tag_image(pulled, Some(options)).await {
+        tracing::debug!(%image, %error, "a pulled image did not get its name");
+    }
 }
 
 fn failure(cause: StartFailureCause, message: String) -> Fault {

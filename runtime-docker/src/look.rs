@@ -35,6 +35,8 @@ struct Volumes {
 
 /// How late the engine's news of an out-of-memory kill may be.
 const LATE_NEWS: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long the engine may take from a run's record to its container for files.
+const BEING_MADE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Between two looks at a container whose end is not explained yet.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
 
@@ -102,7 +104,7 @@ impl Shared {
                     volumes = fresh?;
                 }
             }
-            self.judge(volumes, container).await
+            Box::pin(self.judge(volumes, container)).await
         });
         Ok(stream::iter(looks)
             .buffer_unordered(AT_ONCE)
@@ -140,6 +142,17 @@ impl Shared {
         volumes: Volumes,
         container: Option<ContainerInspectResponse>,
     ) -> Result<Option<Look>> {
+        let since = tokio::time::Instant::now();
+        self.judge_since(volumes, container, since).await
+    }
+
+    /// The same, of who has been looking `since` then.
+    async fn judge_since(
+        &self,
+        volumes: Volumes,
+        container: Option<ContainerInspectResponse>,
+        since: tokio::time::Instant,
+    ) -> Result<Option<Look>> {
         let Volumes { record, marks } = volumes;
         let container = container.filter(|container| self.is_ours(container, &record));
         let container = match container {
@@ -163,9 +176,17 @@ impl Shared {
                     // Unless it was started between the two looks, it is lost.
                     let name = self.name(&record.id, Part::Run);
                     let again = self.engine.container(&name).await?;
-                    if again.as_ref().is_some_and(|it| self.is_ours(it, &record)) {
+                    let started = again.as_ref().is_some_and(|it| self.is_ours(it, &record));
+                    // The engine makes the record a moment before the container for files, also for
+                    // a process that has been killed meanwhile.
+                    let young = record.created + BEING_MADE > SystemTime::now()
+                        && since.elapsed() < BEING_MADE;
+                    if young && !started {
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
+                    if started || young {
                         let volumes = Volumes { record, marks };
-                        return Box::pin(self.judge(volumes, again)).await;
+                        return Box::pin(self.judge_since(volumes, again, since)).await;
                     }
                     files = self.was_cut_short(&record).await?;
                 }

@@ -149,6 +149,13 @@ pub(crate) struct Quirks {
     /// a container that has ended.
     pub(crate) events: &'static [&'static str],
 
+    /// A tmpfs at or above the working directory has the mode of that folder in the image, whatever
+    /// its options say; its owner is as they say.
+    ///
+    /// Docker 20.10 makes the working directory in the image's layers first, with mode 0755, and
+    /// runc gives a tmpfs the mode of what it covers. Podman 4.3.1 makes it after the mounts.
+    pub(crate) working_folder_keeps_mode: bool,
+
     /// A host's path that is not there is made, as a folder, when it is to be mounted.
     ///
     /// Docker refuses the container (400, `bind source path does not exist`) if the mount is in
@@ -164,6 +171,7 @@ impl Quirks {
             return Self {
                 rootless: security.into_iter().any(|o| o.contains("name=rootless")),
                 events: &["start", "die", "oom", "kill", "destroy"],
+                working_folder_keeps_mode: true,
                 ..Self::default()
             };
         };
@@ -188,6 +196,7 @@ impl Quirks {
             id_changes: true,
             other_states: true,
             events: &["start", "died", "kill", "cleanup", "remove"],
+            working_folder_keeps_mode: false,
             makes_missing_paths: true,
         }
     }

@@ -10,7 +10,7 @@ use v6_runtime::{
 use super::context::RunContext;
 use super::logs;
 use super::sessions::{self, NotKept};
-use super::shared::{Node, patience};
+use super::shared::{EngineTries, Node, patience};
 use super::spec::RESULT;
 use super::spool::{self, Spool};
 use super::verdict::{Printed, Verdict};
@@ -63,7 +63,7 @@ async fn harvest(node: &Node, context: &RunContext, outcome: &Outcome) -> Report
             result: None,
         };
     }
-    let mut pause = patience();
+    let (mut pause, mut tries) = (patience(), EngineTries::default());
     loop {
         match take(node, context).await {
             Ok(report) => return report,
@@ -73,7 +73,7 @@ async fn harvest(node: &Node, context: &RunContext, outcome: &Outcome) -> Report
                     result: None,
                 };
             }
-            Err(Harvest::Engine(error)) if error.is_retryable() => {
+            Err(Harvest::Engine(error)) if tries.again(&error) => {
                 tracing::warn!(
                     run = context.run,
                     error = render(&error),

@@ -87,3 +87,21 @@ pub fn spool_folder(config: &Config) -> PathBuf {
 pub fn patience() -> Backoff {
     Backoff::new(FIRST_PAUSE, LONGEST_PAUSE)
 }
+
+/// Whether the engine is asked again. An engine that is away or busy is waited for; one that has
+/// failed inside, which may be so for ever, gets ten more chances.
+#[derive(Debug, Default)]
+pub struct EngineTries {
+    failures: u32,
+}
+
+impl EngineTries {
+    /// Counts an answer.
+    pub fn again(&mut self, error: &v6_runtime::Error) -> bool {
+        const FAILURES_MAX: u32 = 10;
+        if error.kind() == v6_runtime::ErrorKind::Unexpected {
+            self.failures += 1;
+        }
+        error.is_retryable() && self.failures <= FAILURES_MAX
+    }
+}

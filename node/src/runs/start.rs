@@ -8,7 +8,7 @@ use v6_runtime::{Digest, Error, ErrorKind, ImageRef, PullPolicy, ResolvedImage};
 
 use super::context::RunContext;
 use super::sessions;
-use super::shared::{Node, patience};
+use super::shared::{EngineTries, Node, patience};
 use super::spec::{Gathered, Prepared, Unfit, needed_group, prepare, source};
 use super::verdict::Verdict;
 use crate::cli::render;
@@ -114,7 +114,7 @@ pub async fn start(
     }
     let id = context.run_id();
     node.gateway.admit(context.clone());
-    let mut pause = patience();
+    let (mut pause, mut tries) = (patience(), EngineTries::default());
     loop {
         let error = match unless(kill, node.runtime.run(&id, &spec)).await? {
             Ok(accepted) => {
@@ -124,7 +124,7 @@ pub async fn start(
             }
             Err(error) => error,
         };
-        if !error.is_retryable() {
+        if !tries.again(&error) {
             node.gateway.forget(&id);
             let status = match error.kind() {
                 ErrorKind::InvalidSpec | ErrorKind::Unsupported => RunStatus::Failed,

@@ -75,8 +75,8 @@ impl Child {
             ))
         };
         let order = serde_json::to_string(&order).map_err(|error| failed(&error))?;
-        let program = std::env::current_exe().map_err(|error| failed(&error))?;
-        let mut process = Command::new(program)
+        // Not by the program's path, which this user may not be able to reach.
+        let mut process = Command::new("/proc/self/exe")
             .args(std::env::args_os().skip(1))
             .env(VARIABLE, order)
             .stdin(Stdio::piped())
@@ -115,6 +115,16 @@ impl Child {
     pub(crate) async fn kill(mut self) -> Result<(), Failure> {
         let killed = self.process.kill().await;
         killed.map_err(|error| format!("the child cannot be killed: {error}").into())
+    }
+}
+
+/// The process that the suite was started as: this one, or, in a child of it, its parent. For what
+/// a harness has to find under the same name in both.
+#[must_use]
+pub fn suite_process() -> u32 {
+    match std::env::var_os(VARIABLE) {
+        Some(_) => std::os::unix::process::parent_id(),
+        None => std::process::id(),
     }
 }
 

@@ -47,7 +47,7 @@ mod report;
 pub mod suite;
 
 pub use case::{Case, Level, SkippedBy, Verdict};
-pub use child::act_as_child;
+pub use child::{act_as_child, suite_process};
 pub use cli::{Format, Options, main, run};
 pub use harness::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged, Untouched};
 pub use memory::MemoryHarness;

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,9 @@ use clap::Args;
 use tokio::process::Command;
 use v6_fault_proxy::{Address, Answer, Fault as Wrong, FaultProxy, Requests, Rule, RuleGuard};
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
-use v6_runtime_conformance::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged};
+use v6_runtime_conformance::{
+    Fault, Harness, Injected, Planted, Registries, Stranger, Tagged, suite_process,
+};
 use v6_runtime_docker::{DockerConfig, DockerRuntime};
 
 use crate::registries::Started;
@@ -47,6 +50,15 @@ pub(crate) struct EngineOptions {
     registries: Option<PathBuf>,
 }
 
+impl EngineOptions {
+    /// Where the engine is: as the options say, or else this variable or this default.
+    pub(crate) fn host(&self, variable: &str, default: &str) -> String {
+        let set = || std::env::var(variable).ok().filter(|host| !host.is_empty());
+        let host = self.host.clone().or_else(set);
+        host.unwrap_or_else(|| default.to_owned())
+    }
+}
+
 /// What went wrong at the engine, or on the way to it, while the suite was at work past the
 /// runtime.
 #[derive(Debug)]
@@ -77,6 +89,28 @@ pub(crate) fn is_absent(error: &bollard::errors::Error) -> bool {
     )
 }
 
+/// A folder of the suite and of its children, which have their leases and sockets in it: the suite
+/// removes it, since a child is killed. Its name is short, as a socket's path has to be.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("v6-{}", suite_process()));
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(Self(path)),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if suite_process() == std::process::id() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
 /// How one owner's runtime values reach the engine.
 struct Way {
     proxy: FaultProxy,
@@ -89,7 +123,7 @@ struct Way {
 pub(crate) struct EngineHarness {
     engine: Address,
     docker: Docker,
-    folder: tempfile::TempDir,
+    folder: Folder,
     probe: ImageRef,
     restart: Option<String>,
     registries: Option<Started>,
@@ -97,22 +131,19 @@ pub(crate) struct EngineHarness {
     /// Owners for whose cases something was made past the runtime.
     made_for: Mutex<HashSet<Owner>>,
     seed: Option<&'static Seed>,
+    kind: &'static str,
 }
 
 impl EngineHarness {
-    /// The engine that the options name, or else this variable or this default.
+    /// The engine of this kind at this address.
     ///
     /// # Errors
     /// An address that is none; an image name that is none; no temporary folder.
     pub(crate) fn new(
         options: EngineOptions,
-        variable: &str,
-        default: &str,
+        host: &str,
+        kind: &'static str,
     ) -> std::result::Result<Self, String> {
-        let host = options
-            .host
-            .or_else(|| std::env::var(variable).ok().filter(|host| !host.is_empty()))
-            .unwrap_or_else(|| default.to_owned());
         let engine: Address = host.parse().map_err(|error| format!("{host}: {error}"))?;
         let version = bollard::API_DEFAULT_VERSION;
         let docker = match &engine {
@@ -128,7 +159,7 @@ impl EngineHarness {
         Ok(Self {
             engine,
             docker,
-            folder: tempfile::tempdir().map_err(|error| format!("a temporary folder: {error}"))?,
+            folder: Folder::new().map_err(|error| format!("a temporary folder: {error}"))?,
             probe,
             restart: options.restart,
             registries: options
@@ -139,6 +170,7 @@ impl EngineHarness {
             ways: Mutex::default(),
             made_for: Mutex::default(),
             seed: None,
+            kind,
         })
     }
 
@@ -161,7 +193,7 @@ impl EngineHarness {
     fn make_way(&self, owner: &Owner) -> Result<Way> {
         // A child of the suite has the same owner: its proxy is another one.
         let name = format!("{owner}-{}.sock", std::process::id());
-        let listen = Address::Unix(self.folder.path().join(name));
+        let listen = Address::Unix(self.folder.0.join(name));
         let proxy = FaultProxy::start(listen, self.engine.clone())
             .map_err(failed("starting a proxy before the engine"))?;
         let seed = self.seed.map(|seed| {
@@ -197,8 +229,13 @@ impl Harness for EngineHarness {
         let config = DockerConfig::new(owner.clone())
             .with_host(host)
             .with_credentials(credentials)
-            .with_runtime_dir(self.folder.path().join("run"));
-        Ok(Arc::new(DockerRuntime::connect(config).await?))
+            .with_runtime_dir(self.folder.0.clone());
+        let runtime = DockerRuntime::connect(config).await?;
+        if runtime.kind() != self.kind {
+            let message = format!("{} is {}, not {}", self.engine, runtime.kind(), self.kind);
+            return Err(Error::new(ErrorKind::InvalidSpec, message));
+        }
+        Ok(Arc::new(runtime))
     }
 
     fn probe_image(&self) -> ImageRef {
@@ -302,7 +339,7 @@ impl Harness for EngineHarness {
 
     /// Of an engine behind a socket, which is on this machine.
     fn shared_folder(&self) -> Option<PathBuf> {
-        matches!(self.engine, Address::Unix(_)).then(|| self.folder.path().to_owned())
+        matches!(self.engine, Address::Unix(_)).then(|| self.folder.0.clone())
     }
 
     async fn plant(&self, owner: &Owner, id: &RunId, place: Planted) -> Result<Option<Stranger>> {

@@ -12,6 +12,7 @@ mod matrix;
 mod planted;
 mod registries;
 mod seeds;
+mod user;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,8 +82,35 @@ enum Kind {
     Podman,
 }
 
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+
+    /// Where the engine usually is: the variable that says it, and the place without one.
+    fn engine(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Memory => None,
+            Self::Docker => Some(("DOCKER_HOST", "unix:///var/run/docker.sock")),
+            Self::Podman => Some(("CONTAINER_HOST", "unix:///run/podman/podman.sock")),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match as_owner(&arguments) {
+        Ok(None) => {}
+        Ok(Some(code)) => return code,
+        Err(error) => {
+            eprintln!("v6-conformance: as the owner of the engine's socket: {error}");
+            return ExitCode::from(4);
+        }
+    }
     let done = match (arguments.command, arguments.runtime) {
         (Some(Command::Matrix { folder }), _) => matrix::write(&folder),
         (Some(Command::Prove(prove)), _) => seeds::prove(
@@ -105,6 +133,25 @@ fn main() -> ExitCode {
     })
 }
 
+/// Runs all of this as somebody else, where the engine is somebody else's.
+fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
+    let (kind, options) = match (&arguments.command, arguments.runtime) {
+        (Some(Command::Prove(prove)), _) => (prove.runtime, &prove.engine),
+        (None, Some(kind)) => (kind, &arguments.engine),
+        _ => return Ok(None),
+    };
+    let host = kind
+        .engine()
+        .map(|(variable, default)| options.host(variable, default));
+    match host
+        .as_deref()
+        .and_then(|host| host.strip_prefix("unix://"))
+    {
+        Some(socket) => user::again_as_owner_of(std::path::Path::new(socket)),
+        None => Ok(None),
+    }
+}
+
 fn harness(kind: Kind, options: EngineOptions) -> Result<Arc<dyn Harness>, String> {
     Ok(match engine(kind, options)? {
         Some(engine) => Arc::new(engine),
@@ -114,10 +161,9 @@ fn harness(kind: Kind, options: EngineOptions) -> Result<Arc<dyn Harness>, Strin
 
 /// The harness of a runtime that has an engine outside of this process.
 fn engine(kind: Kind, options: EngineOptions) -> Result<Option<EngineHarness>, String> {
-    let (variable, default) = match kind {
-        Kind::Memory => return Ok(None),
-        Kind::Docker => ("DOCKER_HOST", "unix:///var/run/docker.sock"),
-        Kind::Podman => ("CONTAINER_HOST", "unix:///run/podman/podman.sock"),
+    let Some((variable, default)) = kind.engine() else {
+        return Ok(None);
     };
-    EngineHarness::new(options, variable, default).map(Some)
+    let host = options.host(variable, default);
+    EngineHarness::new(options, &host, kind.name()).map(Some)
 }

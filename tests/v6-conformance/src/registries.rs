@@ -1,6 +1,7 @@
 //! Registries with the probe in them.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
@@ -29,7 +30,8 @@ pub(crate) struct Started {
     user: String,
     password: String,
     /// A way to the open one that stalls, once they are filled.
-    filled: OnceCell<(FaultProxy, RuleGuard)>,
+    filled: OnceCell<FaultProxy>,
+    stall: Mutex<Option<RuleGuard>>,
 }
 
 impl Started {
@@ -55,6 +57,7 @@ impl Started {
             user: get("V6_REGISTRY_USER")?,
             password: get("V6_REGISTRY_PASSWORD")?,
             filled: OnceCell::new(),
+            stall: Mutex::default(),
         })
     }
 
@@ -65,13 +68,20 @@ impl Started {
 
     /// Fills them the first time, and takes all that was fetched from the engine.
     pub(crate) async fn ready(&self, docker: &Docker, probe: &str) -> Result<Registries> {
-        let (stalled, _) = self
+        let stalled = self
             .filled
             .get_or_try_init(|| self.fill(docker, probe))
             .await?;
         let image = |registry: &str, repository: &str| {
             ImageRef::parse(&format!("{registry}/{repository}:{TAG}"))
         };
+        // The engine asks for one part when it is to tell what a name stands for. What comes after
+        // that is the content.
+        let content = Requests::any().path_contains("/blobs/");
+        let rule = Rule::new(content, Fault::Hold).skip(1);
+        // What an earlier case has left waiting does not arrive after all.
+        stalled.cut();
+        *self.stall.lock().unwrap_or_else(PoisonError::into_inner) = Some(stalled.add(rule));
         let stalled = stalled.address().to_string().replace("tcp://", "");
         // The same registry under a name that no credentials are for.
         let refused = self.private.replace("127.0.0.1", "localhost");
@@ -89,11 +99,7 @@ impl Started {
         Ok(registries)
     }
 
-    async fn fill(
-        &self,
-        docker: &Docker,
-        probe: &str,
-    ) -> std::result::Result<(FaultProxy, RuleGuard), Failed> {
+    async fn fill(&self, docker: &Docker, probe: &str) -> std::result::Result<FaultProxy, Failed> {
         let instruction = "LABEL org.v6-conformance.registry=1";
         for registry in [&self.open, &self.private] {
             let repository = format!("{registry}/{REPOSITORY}");
@@ -115,11 +121,7 @@ impl Started {
             .parse()
             .map_err(failed("the registry's address"))?;
         let anywhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        let proxy = FaultProxy::start(Address::Tcp(anywhere), Address::Tcp(address))
-            .map_err(failed("a way to the registry that stalls"))?;
-        // Names are answered, content is not.
-        let content = Requests::any().path_contains("/blobs/");
-        let held = proxy.add(Rule::new(content, Fault::Hold));
-        Ok((proxy, held))
+        FaultProxy::start(Address::Tcp(anywhere), Address::Tcp(address))
+            .map_err(failed("a way to the registry that stalls"))
     }
 }

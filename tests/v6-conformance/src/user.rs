@@ -1,0 +1,42 @@
+//! As whom the suite works.
+//!
+//! A node works with an ordinary user's engine as that user, since the engine reaches only that
+//! user's files. So the suite does: started by root, it starts itself once more as the owner of the
+//! engine's socket.
+
+use std::io;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+/// Runs this program again as the owner of the engine's socket, if that is somebody else and we may;
+/// its exit code.
+///
+/// # Errors
+/// Whatever keeps it from being started.
+pub(crate) fn again_as_owner_of(socket: &Path) -> io::Result<Option<ExitCode>> {
+    let Ok(socket) = std::fs::metadata(socket) else {
+        // There is none: connecting to it says so better.
+        return Ok(None);
+    };
+    // A folder that we make is ours.
+    let folder = tempfile::tempdir()?;
+    let we = folder.path().metadata()?.uid();
+    if we == socket.uid() || we != 0 {
+        return Ok(None);
+    }
+    chown(folder.path(), Some(socket.uid()), Some(socket.gid()))?;
+    // Not by the program's path, which only root may be able to reach.
+    let ended = Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .uid(socket.uid())
+        .gid(socket.gid())
+        .current_dir("/")
+        .env("TMPDIR", folder.path())
+        .env("HOME", folder.path())
+        .env_remove("XDG_RUNTIME_DIR")
+        .status()?;
+    let code = ended.code().and_then(|code| u8::try_from(code).ok());
+    Ok(Some(code.map_or(ExitCode::FAILURE, ExitCode::from)))
+}
