@@ -33,6 +33,11 @@ impl Shared {
         self.capabilities.admit(spec)?;
         self.start_watching().await;
         let _lock = self.lock(id).await;
+        // A cleanup that was called since then has said that there is nothing.
+        if dropped.is_cancelled() {
+            let message = "the call was dropped before it had begun";
+            return Err(v6_runtime::Error::new(ErrorKind::Unavailable, message));
+        }
         // Until it is known what there is, the run may be under way.
         let unknown = |error| v6_runtime::Error::from(error).with_may_have_started(true);
         let (look, container) = self.look_at_place(id).await.map_err(unknown)?;
