@@ -184,10 +184,13 @@ impl Case {
             Ok(Err(panic)) => Err(format!("it panicked: {}", words(&*panic)).into()),
             Err(_) => Err(format!("it did not end within {CASE_LIMIT:?}").into()),
         };
-        let tidied = bench.tidy().await;
+        let tidied = tokio::time::timeout(CASE_LIMIT, bench.tidy()).await;
         let left = bench.leftovers().await;
         worked?;
-        tidied?;
+        match tidied {
+            Ok(tidied) => tidied?,
+            Err(_) => return Err(format!("cleaning up did not end within {CASE_LIMIT:?}").into()),
+        }
         match left? {
             left if left.is_empty() => Ok(()),
             left => Err(format!("left behind: {}", left.join(", ")).into()),

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use v6_runtime::memory::{Allocation, ExitStatus, Process, ProgramContext};
@@ -33,8 +34,30 @@ impl From<io::Error> for Stop {
     }
 }
 
+/// Something that carries out some of the probe's steps in its own way.
+#[async_trait]
+pub trait Instead: Send + Sync {
+    /// `None`: this step is left to the probe.
+    async fn step(&self, ctx: &ProgramContext, step: &[&str]) -> Option<io::Result<()>>;
+}
+
+/// Leaves every step to the probe.
+struct Nothing;
+
+#[async_trait]
+impl Instead for Nothing {
+    async fn step(&self, _: &ProgramContext, _: &[&str]) -> Option<io::Result<()>> {
+        None
+    }
+}
+
 /// Carries out the steps that the arguments name.
 pub async fn probe(ctx: ProgramContext) -> ExitStatus {
+    probe_with(ctx, &Nothing).await
+}
+
+/// The same, but for the steps that something else carries out instead.
+pub async fn probe_with(ctx: ProgramContext, instead: &dyn Instead) -> ExitStatus {
     let words: Vec<String> = ctx.args().to_vec();
     let mut state = State::default();
     for step in words.split(|word| word == "then") {
@@ -44,7 +67,11 @@ pub async fn probe(ctx: ProgramContext) -> ExitStatus {
             all => (false, all),
         };
         let name = step.first().copied().unwrap_or("");
-        match run(&ctx, &mut state, step).await {
+        let done = match instead.step(&ctx, step).await {
+            Some(done) => done.map_err(Stop::from),
+            None => run(&ctx, &mut state, step).await,
+        };
+        match done {
             Ok(()) if tolerant => report(&ctx, &json!({"step": "try", "of": name, "ok": true})),
             Ok(()) => {}
             Err(Stop::Exit(status)) => return status,

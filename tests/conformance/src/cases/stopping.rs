@@ -1,7 +1,8 @@
 //! Ending runs: cancel, grace, deadline.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use v6_runtime::{CancelOptions, Cancelled, Capabilities, Outcome, Runtime};
 
 use crate::bench::{Bench, run_id};

@@ -1,0 +1,382 @@
+//! Every fault: what is wrong, and the cases that must see it.
+
+seeds! {
+    Starting "Starting a run" {
+        /// `run` returns only when the run is over.
+        RunWaitsForTheEnd [run_returns_before_the_end]
+        /// `run` with the same spec again starts the program a second time.
+        RunTwiceRunsTwice [the_same_run_is_adopted, one_of_many_starters_creates]
+        /// `run` with the same spec again answers that it created the run.
+        AdoptedIsCalledCreated [the_same_run_is_adopted, one_of_many_starters_creates, a_restart_adopts_running_runs]
+        /// `run` adopts whatever has the id, without comparing the specs.
+        AnySpecIsAdopted [another_spec_conflicts]
+        /// `run` with another spec says that there is a conflict, and replaces the run.
+        ConflictReplacesTheRun [another_spec_conflicts]
+        /// `run` starts a run anew that has finished.
+        FinishedRunsAreRunAgain [the_same_run_is_adopted, another_spec_conflicts]
+        /// Of concurrent calls of `run` all but the first fail.
+        StartersGetInEachOthersWay [one_of_many_starters_creates]
+        /// Concurrent calls of `run` all answer that they created the run.
+        EveryStarterCreates [one_of_many_starters_creates]
+        /// A call of `run` that is dropped leaves a lock.
+        DroppedRunLeavesALock [a_dropped_run_can_be_repeated]
+        /// What a dropped call of `run` left can be completed only with its own spec.
+        AbandonedKeepsItsSpec [a_cut_start_is_abandoned]
+        /// What a dropped call of `run` left looks as if somebody were at work on it.
+        AbandonedLooksAccepted [a_cut_start_is_abandoned]
+        /// A spec that asks for what is not declared is accepted, and that part of it ignored.
+        UndeclaredIsIgnored [the_undeclared_is_refused]
+        /// What is not declared is refused as if it were wrong on any backend.
+        UndeclaredIsInvalid [the_undeclared_is_refused]
+        /// A refusal does not name the field.
+        RefusalNamesNoField [the_undeclared_is_refused, a_wrong_spec_is_refused]
+        /// A refused call of `run` has made the record already.
+        RefusalLeavesARecord [the_undeclared_is_refused, a_wrong_spec_is_refused]
+        /// A wrong argument is mended without a word.
+        WrongIsMended [a_wrong_spec_is_refused]
+    }
+    Images "Images" {
+        /// A run uses what the tag points at when it starts.
+        TagInsteadOfDigest []
+        /// The status tells another name than the one that was resolved.
+        StatusTellsTheTagOnly [exactly_the_resolved_image_is_told]
+        /// An image that is gone fails the call of `run`.
+        MissingImageIsAnError [a_missing_image_is_an_outcome]
+        /// An image that is gone is an exit code, as `docker run` has it.
+        MissingImageIs125 [a_missing_image_is_an_outcome]
+        /// `resolve` of a name that nobody knows succeeds.
+        UnknownNamesResolve [an_unknown_name_is_not_found]
+        /// `resolve` of a name that nobody knows says that the registry cannot be reached.
+        UnknownNamesAreUnreachable [an_unknown_name_is_not_found]
+        /// `prefetch` of what the engine has is refused.
+        PrefetchIsDenied [exactly_the_resolved_image_is_told]
+    }
+    Words "What the program is told" {
+        /// Arguments are joined, and split at blanks.
+        ArgumentsAreSplit [arguments_are_literal]
+        /// Empty arguments are dropped.
+        EmptyArgumentsAreDropped [arguments_are_literal]
+        /// Arguments are cut at 64 KiB.
+        LongArgumentsAreCut [arguments_are_literal]
+        /// Variables in arguments are expanded.
+        ArgumentsAreExpanded [arguments_are_literal]
+        /// Variables in the environment are expanded.
+        EnvironmentIsExpanded [environment_is_literal]
+        /// The environment travels as a file of lines.
+        EnvironmentEndsAtItsFirstLine [environment_is_literal]
+        /// Quotes around a variable's value are stripped.
+        QuotesAreStripped [environment_is_literal]
+        /// A secret variable reaches the program as asterisks.
+        SecretsAreMasked [secrets_reach_the_program_alone]
+        /// `Debug` of the runtime shows the specs that it was given.
+        SecretInDebug [secrets_reach_the_program_alone]
+        /// The working directory is always the image's.
+        WorkdirIsIgnored [the_working_directory_applies]
+        /// Standard input stays open, and nothing comes.
+        StandardInputStaysOpen [standard_input_is_at_its_end]
+    }
+    Inputs "Files in" {
+        /// Given files get a line end.
+        InputsGetALineEnd [inputs_are_byte_exact]
+        /// The last byte of a secret file is taken for a line end.
+        SecretFilesAreTrimmed [inputs_are_byte_exact]
+        /// Streamed files end at 1 MiB.
+        StreamsEndAtAMebibyte [inputs_are_byte_exact]
+        /// Given files can be changed by the run.
+        InputsAreWritable [inputs_cannot_be_changed]
+        /// A stream that is shorter or longer than it said is filled up or cut.
+        WrongStreamIsFilledUp [a_wrong_stream_is_refused]
+        /// A wrong stream is refused, and the run started all the same.
+        WrongStreamStartsTheRun [a_wrong_stream_is_refused]
+        /// A scratch folder cannot be written.
+        ScratchIsReadOnly [scratch_is_writable]
+        /// Files of the machine are mounted for writing always.
+        HostPathsAreWritable [host_paths_are_mounted]
+        /// Files of the machine are mounted for writing never.
+        HostPathsAreReadOnly [host_paths_are_mounted]
+        /// A path that the machine does not have becomes an empty folder, as `docker run -v` has it.
+        MissingHostPathsAreMade [a_missing_host_path_is_an_outcome]
+        /// What one run has written another can read.
+        FilesAreShared [other_runs_files_are_out_of_reach]
+    }
+    Outputs "Files out" {
+        /// Outputs end at 1 MiB.
+        OutputsEndAtAMebibyte [outputs_are_byte_exact]
+        /// Outputs lose blanks and line ends at their end.
+        OutputsAreText [outputs_are_byte_exact]
+        /// What is no whole block of an output is lost.
+        LastPieceIsLost [outputs_are_byte_exact]
+        /// The output's file is not made beforehand.
+        OutputsAreNotMade [an_unwritten_output_is_empty, an_output_cannot_be_replaced]
+        /// The output's file is in a folder that the run can write.
+        OutputsCanBeReplaced [an_output_cannot_be_replaced]
+        /// Outputs of any size are given out.
+        OutputLimitIsIgnored [an_output_has_a_limit]
+        /// Before the end `collect` gives what there is.
+        OutputsAreGivenEarly [outputs_wait_for_the_end]
+        /// An output that was not declared is empty.
+        UndeclaredOutputsAreEmpty [outputs_wait_for_the_end]
+        /// Links in a folder are followed.
+        LinksAreFollowed [a_folder_is_collected]
+        /// What was mounted below a folder is collected with it.
+        FoldersTakeWhatIsMounted [a_folder_is_collected]
+        /// Empty files of a folder are left out.
+        EmptyFilesAreNotPacked [a_folder_is_collected]
+        /// Folders below a folder are left out.
+        SubfoldersAreNotPacked [a_folder_is_collected, a_folder_can_begin_with_files]
+        /// What a folder begins with cannot be changed.
+        FoldersBeginReadOnly [a_folder_can_begin_with_files]
+    }
+    Limits "Limits and surroundings" {
+        /// `resources.memory` is declared, and the limit ignored.
+        MemoryLimitIsIgnored [out_of_memory_is_told]
+        /// `resources.pids` is declared, and the limit ignored.
+        ProcessLimitIsIgnored [processes_are_limited]
+        /// `resources.scratch` is declared, and the limit ignored.
+        TemporaryFolderIsUnlimited [the_temporary_folder_is_limited]
+        /// `mounts.scratch_limit` is declared, and the limit ignored.
+        ScratchIsUnlimited [a_scratch_limit_binds]
+        /// `trust` is declared, and makes no difference.
+        TrustIsIgnored [trust_is_what_opens_the_root]
+        /// `supplementary_groups` is declared, and the program has none.
+        GroupsAreIgnored [further_groups_are_given]
+        /// Who gets further groups gets root's too.
+        GroupsIncludeRoots [further_groups_are_given]
+        /// `usage` is declared, and processor time not told.
+        ProcessorTimeIsNotTold [usage_is_told]
+        /// `usage` is declared, and peak memory not told.
+        MemoryIsNotTold [usage_is_told]
+    }
+    Outcomes "How runs end" {
+        /// Exit codes have seven bits.
+        ExitCodesHaveSevenBits [exit_codes_are_exact]
+        /// A program that exits with 128+n is taken for one that a signal ended.
+        CodesAbove128AreSignals [exit_codes_are_exact]
+        /// Any failure is exit code 1.
+        FailuresAreOne [exit_codes_are_exact]
+        /// A program that a signal ended is taken for one that exits with 128+n.
+        SignalsAreCodes [a_signal_is_told_from_a_code]
+        /// Every signal is taken for SIGKILL.
+        SignalsAreKills [a_signal_is_told_from_a_code]
+        /// A run that took too much memory is told as killed.
+        OutOfMemoryIsAKill [out_of_memory_is_told]
+        /// A missing command is exit code 127, as a shell has it.
+        MissingCommandIs127 [a_missing_command_is_told_from_127]
+        /// Whatever keeps a program from starting is told as one.
+        StartFailuresAreNotToldApart [a_missing_command_is_told_from_127, a_missing_image_is_an_outcome, a_missing_host_path_is_an_outcome]
+        /// No status has the time of its start and end.
+        TimesAreNotTold [a_restart_reads_finished_runs]
+    }
+    Ending "Cancel, grace and deadline" {
+        /// `cancel` is accepted and ends nothing.
+        CancelDoesNothing [a_running_run_is_cancelled, who_ignores_the_request_is_killed, a_shorter_grace_shortens, a_run_is_cancelled_before_it_starts, a_restart_remembers_the_cancel, cleanup_shows_no_other_end]
+        /// `cancel` of a run that has not started is forgotten.
+        CancelBeforeTheStartIsLost [a_run_is_cancelled_before_it_starts, cleanup_shows_no_other_end]
+        /// `cancel` does not ask the program to end, and kills it after the grace.
+        CancelOnlyKills [a_running_run_is_cancelled]
+        /// A second `cancel` changes nothing.
+        SecondCancelIsIgnored [a_shorter_grace_shortens]
+        /// `cancel` of a run that is over is answered as if it had been asked to end.
+        FinishedRunsAreAskedToEnd [cancelling_the_finished_does_nothing]
+        /// `cancel` of a run that is over makes it Cancelled.
+        CancelChangesTheEnd [cancelling_the_finished_does_nothing]
+        /// A cancelled run is told as exit code 143.
+        CancelledIsACode [a_running_run_is_cancelled, who_ignores_the_request_is_killed, a_shorter_grace_shortens, a_run_is_cancelled_before_it_starts, a_restart_remembers_the_cancel, cleanup_shows_no_other_end]
+        /// Only the process that cancelled a run knows that it was cancelled.
+        CancelIsForgotten [a_restart_remembers_the_cancel]
+        /// `grace` is declared, and every run killed at once.
+        GraceIsIgnored [who_ignores_the_request_is_killed]
+        /// The grace lasts ten times as long.
+        GraceIsTenfold [who_ignores_the_request_is_killed]
+        /// `deadline` is declared, and ignored.
+        DeadlineIsIgnored [the_deadline_ends_a_run, the_deadline_holds_alone, the_deadline_kills_the_stubborn]
+        /// The deadline ends a run long before it has passed.
+        DeadlineIsAtOnce [the_deadline_ends_a_run]
+        /// The deadline is kept by the process that started the run.
+        DeadlineNeedsTheCaller [the_deadline_holds_alone]
+        /// A run past its deadline is told as cancelled.
+        DeadlineIsCalledCancel [the_deadline_ends_a_run, the_deadline_holds_alone, the_deadline_kills_the_stubborn]
+        /// A run past its deadline is asked to end, and never made to.
+        DeadlineOnlyAsks [the_deadline_kills_the_stubborn]
+    }
+    Looking "The record" {
+        /// A value sees only runs that it started itself.
+        OnlyOwnRunsAreSeen []
+        /// How a run ended only the process knows that started it.
+        EndsAreRememberedByTheProcess []
+        /// Annotations are cut at 4,096 characters.
+        AnnotationsAreCut [every_run_is_listed_whole]
+        /// Line ends in annotations become blanks.
+        AnnotationsAreOneLine [every_run_is_listed_whole]
+        /// Empty annotations are dropped.
+        EmptyAnnotationsAreDropped [every_run_is_listed_whole]
+        /// Annotations are kept by the process that started the run.
+        AnnotationsStayInTheProcess [every_run_is_listed_whole]
+        /// `list` gives its first 20 runs.
+        ListEndsAfterAPage [many_at_once]
+        /// `list` gives no finished run while another runs.
+        ListForgetsTheFinished [every_run_is_listed_whole]
+        /// `list` gives runs of every owner.
+        ListOfEveryOwner [owners_do_not_meet]
+        /// `status` finds runs of every owner.
+        StatusOfAnyOwner [owners_do_not_meet]
+        /// An unknown run is told as an engine that does not answer.
+        UnknownIsUnavailable [an_unknown_run_is_not_found]
+        /// `cancel` of an unknown run succeeds.
+        UnknownIsCancelled [an_unknown_run_is_not_found]
+        /// The log of an unknown run is empty.
+        UnknownLogsAreEmpty [an_unknown_run_is_not_found]
+        /// Two processes can hold the owner's lease.
+        LeasesAreShared [a_lease_is_exclusive]
+        /// A lease outlives its holder.
+        LeasesAreNotGivenBack [a_lease_is_exclusive]
+        /// All owners share one lease.
+        OneLeaseForAllOwners [a_lease_is_exclusive]
+        /// A lease that another holds is told as an engine that does not answer.
+        TakenLeaseIsUnavailable [a_lease_is_exclusive]
+    }
+    Removing "Cleaning up" {
+        /// `cleanup` removes a run that has not finished, forced or not.
+        CleanupNeedsNoForce [cleanup_of_a_live_run_needs_force]
+        /// `cleanup` refuses an unfinished run as a conflict.
+        RefusalToCleanUpIsAConflict [cleanup_of_a_live_run_needs_force]
+        /// `cleanup` of what is not there fails.
+        NothingToCleanUpIsAnError [cleanup_twice_is_absent, owners_do_not_meet]
+        /// `cleanup` of what is not there says that it was.
+        NothingIsCalledRemoved [cleanup_twice_is_absent, owners_do_not_meet]
+        /// While `cleanup` is at work, the run is told as lost.
+        CleanupShowsAnotherEnd [cleanup_shows_no_other_end]
+        /// `cleanup` of a cancelled run leaves the note of the cancel.
+        MarksOfACancelStay [a_running_run_is_cancelled, who_ignores_the_request_is_killed, a_shorter_grace_shortens, a_run_is_cancelled_before_it_starts, a_restart_remembers_the_cancel, cleanup_shows_no_other_end]
+        /// Forced `cleanup` of a live run leaves its files.
+        KilledRunsLeaveTheirFiles [cleanup_of_a_live_run_needs_force]
+        /// `cleanup` of an abandoned run leaves its files.
+        AbandonedRunsLeaveTheirFiles [a_cut_start_can_be_cleaned_up]
+        /// `cleanup` waits for a starter that is gone.
+        CleanupWaitsForTheStarter [a_cut_start_can_be_cleaned_up]
+        /// An id cannot be used again.
+        IdsAreUsedOnce [an_id_can_be_used_again, a_dropped_run_can_be_repeated]
+        /// A run under an id that was used before shows the earlier one's end.
+        OldEndsComeBack [an_id_can_be_used_again]
+        /// `cleanup` removes a run of another owner.
+        CleanupOfAnyOwner [owners_do_not_meet]
+        /// `cleanup` removes every run whose id begins so.
+        CleanupByPrefix [similar_names_do_not_meet]
+    }
+    Logs "Logs" {
+        /// Of a log its first 512 KiB are given.
+        LogsAreRotated [logs_are_byte_exact]
+        /// Lines are split at 16 KiB.
+        LongLinesAreSplit [logs_are_byte_exact, arguments_are_literal]
+        /// Line ends are translated, as a terminal does.
+        LineEndsAreTranslated []
+        /// `logs.split` is declared, and the streams are one.
+        StreamsAreMerged [both_streams_are_told_apart]
+        /// Standard output and standard error are taken for each other.
+        StreamsAreSwapped [both_streams_are_told_apart]
+        /// `logs.since` is declared, and ignored.
+        SinceIsIgnored [a_position_is_a_place]
+        /// Reading on from a position loses a byte.
+        SinceIsOffByOne [a_position_is_a_place]
+        /// A position is understood only by the process that gave it.
+        PositionsAreOfOneProcess [a_position_is_a_place]
+        /// The limit of a log is ignored.
+        LogLimitIsIgnored [a_log_can_be_limited]
+        /// The limit of a log is rounded up to whole pages.
+        LogLimitIsRoundedUp [a_log_can_be_limited]
+        /// A followed log ends when nothing comes for half a second.
+        FollowingEndsInSilence [following_ends_with_the_run]
+        /// A followed log does not end with the run.
+        FollowingNeverEnds [following_ends_with_the_run]
+        /// A program waits for whoever follows its log.
+        ReaderHoldsTheProgram [a_flood_ends_like_any_run]
+    }
+    Watching "Watching" {
+        /// Something comes before the first snapshot.
+        WatchBeginsWithANotice [a_watch_begins_with_everything]
+        /// While a run goes on, snapshots have no other.
+        SnapshotForgetsTheFinished [a_watch_begins_with_everything]
+        /// Of two runs that end at the same time one end is lost.
+        OneOfTwoEndsIsLost [every_end_is_seen, many_at_once]
+        /// After Running comes an older Pending.
+        PhasesGoBack [phases_never_go_back]
+        /// A run that is cleaned up is not told.
+        RemovalsAreNotTold [a_removed_run_is_told]
+        /// The watch ends when its connection breaks.
+        WatchEndsWithItsConnection [a_broken_connection_is_no_verdict]
+        /// A broken connection is told as an error for good.
+        BreakIsFinal [a_broken_connection_is_no_verdict]
+        /// After a broken connection no snapshot comes.
+        NoSnapshotAfterABreak [a_broken_connection_is_no_verdict]
+        /// The snapshot after a broken connection is empty.
+        RunsAreGoneAfterABreak [a_broken_connection_is_no_verdict]
+        /// A broken connection is taken for the end of the runs.
+        BrokenConnectionEndsRuns [a_broken_connection_is_no_verdict]
+        /// A watch that is dropped unread cancels runs.
+        DroppedWatchEndsRuns [a_dropped_watch_leaves_runs_alone]
+    }
+    Connecting "Granted connections" {
+        /// `egress` is declared, and no grant given.
+        GrantsAreNotGiven [a_granted_connection_arrives, hosts_may_share_a_port, connections_wait_for_a_reader, connections_reach_a_restarted_process, what_is_not_granted_is_refused, much_goes_through]
+        /// Any port of a granted host can be reached.
+        EveryPortIsGranted [what_is_not_granted_is_refused]
+        /// Any host can be reached.
+        EveryHostIsGranted [what_is_not_granted_is_refused]
+        /// Connections are told as another run's.
+        ConnectionsAreOfAnotherRun [a_granted_connection_arrives]
+        /// Grants with the same port are taken for each other.
+        GrantsAreToldByPort [hosts_may_share_a_port]
+        /// Grants with the same host are taken for each other.
+        GrantsAreToldByHost [hosts_may_share_a_port]
+        /// While nobody reads connections, they are refused.
+        ConnectionsNeedAReader [connections_wait_for_a_reader]
+        /// Connections arrive only at the process that started the run.
+        ConnectionsOfOwnRunsOnly [connections_reach_a_restarted_process]
+        /// A connection loses a byte after 1 MiB.
+        BytesAreLost [much_goes_through]
+        /// That the run has sent all is not told.
+        HalfCloseIsNotTold [much_goes_through]
+    }
+    Floor "The isolation floor" {
+        /// The program's user is root.
+        RunsAsRoot [it_is_not_root]
+        /// The program's group is root's.
+        RunsInRootsGroup [it_is_not_root]
+        /// One of the program's further groups is root's.
+        RootIsAGroup [it_is_not_root]
+        /// The program has capabilities.
+        CapabilitiesAreEffective [it_has_no_capabilities]
+        /// The program can get capabilities.
+        CapabilitiesAreBounded [it_has_no_capabilities]
+        /// `no_new_privs` is not set.
+        PrivilegesCanBeGained [it_gains_no_privileges]
+        /// There is no system call filter.
+        SystemCallsAreNotFiltered [its_system_calls_are_filtered]
+        /// Every image may write the root file system.
+        EveryImageIsTrusted [its_root_is_read_only, trust_is_what_opens_the_root]
+        /// `HOME` cannot be written.
+        HomeIsReadOnly [its_root_is_read_only]
+        /// Addresses can be reached.
+        AddressesCanBeReached [it_has_no_network]
+        /// Names are resolved.
+        NamesAreResolved [it_has_no_network]
+        /// User and group can be changed.
+        UserCanBeChanged [powers_are_refused]
+        /// File systems can be mounted.
+        FileSystemsCanBeMounted [powers_are_refused]
+        /// Device files can be made.
+        DevicesCanBeMade [powers_are_refused]
+        /// The root can be changed.
+        RootCanBeChanged [powers_are_refused]
+        /// The host's name can be changed.
+        HostNameCanBeChanged [powers_are_refused]
+        /// Raw sockets can be opened.
+        RawSocketsCanBeOpened [powers_are_refused]
+        /// An examination finds a hole.
+        ExaminationFindsAHole [an_examination_holds]
+        /// An examination looks at nothing.
+        ExaminationSeesNothing [an_examination_holds]
+        /// An examination leaves its run behind.
+        ExaminationLeavesARun [an_examination_holds]
+    }
+}

@@ -1,0 +1,189 @@
+//! Faults of `run`.
+
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use v6_runtime::{
+    Accepted, CleanupOptions, Error, ErrorKind, InputReader, InputStream, MountSource, Pending,
+    PullPolicy, Result, RunId, RunPhase, RunSpec, Runtime, RuntimeExt,
+};
+
+use super::runtime::Seeded;
+use super::{Seed, ending, specs};
+
+/// How long a call takes that has to ask somebody before it can go on.
+const A_WHILE: Duration = Duration::from_millis(20);
+
+pub(super) async fn run(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
+    let asked = admitted(it, spec)?;
+    let mut spec = specs::altered(it.seed, asked.clone());
+    if it.has(Seed::TagInsteadOfDigest) {
+        let policy = PullPolicy::Always;
+        if let Ok(image) = it.inner.resolve(&spec.image.reference, policy).await {
+            spec.image = image;
+        }
+    }
+    let key = it.key(id);
+    let known = it.inner.status(id).await.ok();
+    if known.is_none() {
+        it.world.notes().asked.insert(key.clone(), asked.clone());
+    }
+    let accepted = carried_out(it, id, &spec).await?;
+    if accepted == Accepted::Created {
+        it.world.notes().asked.insert(key, asked.clone());
+        it.own().started.insert(id.clone());
+        ending::keep_deadline(it, id, &asked);
+    }
+    Ok(accepted)
+}
+
+/// The spec that is gone on with, if any.
+fn admitted(it: &Seeded, spec: &RunSpec) -> Result<RunSpec> {
+    let Err(error) = it.inner.capabilities().admit(spec) else {
+        return Ok(spec.clone());
+    };
+    let mut mended = spec.clone();
+    match (it.seed, error.kind()) {
+        (Some(Seed::UndeclaredIsIgnored), ErrorKind::Unsupported) => {
+            mended.resources.cpu_milli = None;
+            mended.resources.gpu = None;
+            Ok(mended)
+        }
+        (Some(Seed::WrongIsMended), ErrorKind::InvalidSpec) => {
+            mended
+                .args
+                .iter_mut()
+                .for_each(|word| word.retain(|c| c != '\0'));
+            it.inner.capabilities().admit(&mended).map(|()| mended)
+        }
+        (Some(Seed::UndeclaredIsInvalid), ErrorKind::Unsupported) => {
+            Err(Error::new(ErrorKind::InvalidSpec, error.message()))
+        }
+        (Some(Seed::RefusalNamesNoField), kind) => Err(Error::new(kind, "something is wrong")),
+        (Some(Seed::RefusalLeavesARecord), _) => {
+            let left = (
+                it.inner.owner().clone(),
+                "a record of a refused run".to_owned(),
+            );
+            it.world.notes().left_behind.push(left);
+            Err(error)
+        }
+        _ => Err(error),
+    }
+}
+
+/// The spec is already the one that the engine is to get.
+async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
+    let run = |spec: RunSpec| async move { it.inner.run(id, &spec).await };
+    let key = it.key(id);
+    let phase = it.inner.status(id).await.ok().map(|status| status.phase);
+    let forced = CleanupOptions::default().with_force(true);
+    let conflict = |why: &str| Err(Error::new(ErrorKind::Conflict, why));
+    match it.seed {
+        Some(Seed::RunWaitsForTheEnd) => {
+            let accepted = run(spec.clone()).await?;
+            // Longer than any program of the suite takes by itself.
+            let _ = tokio::time::timeout(Duration::from_secs(70), it.inner.wait(id)).await;
+            Ok(accepted)
+        }
+        Some(Seed::RunTwiceRunsTwice) => {
+            let accepted = run(spec.clone()).await?;
+            if accepted == Accepted::Adopted && !it.world.notes().doubles.contains_key(&key) {
+                let double = RunId::new(format!("{id}-double"))?;
+                it.world.notes().doubles.insert(key, double.clone());
+                it.inner.run(&double, spec).await?;
+            }
+            Ok(accepted)
+        }
+        Some(Seed::AdoptedIsCalledCreated) => {
+            run(spec.clone()).await?;
+            Ok(Accepted::Created)
+        }
+        Some(Seed::AnySpecIsAdopted) => match run(spec.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Conflict && phase.is_some() => {
+                Ok(Accepted::Adopted)
+            }
+            other => other,
+        },
+        Some(Seed::ConflictReplacesTheRun) => match run(spec.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Conflict && phase.is_some() => {
+                it.inner.cleanup(id, forced).await?;
+                run(spec.clone()).await?;
+                Err(error)
+            }
+            other => other,
+        },
+        Some(Seed::FinishedRunsAreRunAgain) if phase.as_ref().is_some_and(|p| p.is_finished()) => {
+            it.inner.cleanup(id, forced).await?;
+            run(spec.clone()).await
+        }
+        Some(Seed::StartersGetInEachOthersWay) => {
+            if !it.world.notes().starting.insert(key.clone()) {
+                return conflict("somebody else is starting it");
+            }
+            tokio::task::yield_now().await;
+            let accepted = run(spec.clone()).await;
+            it.world.notes().starting.remove(&key);
+            accepted
+        }
+        Some(Seed::EveryStarterCreates) => {
+            let absent = phase.is_none();
+            tokio::task::yield_now().await;
+            let accepted = run(spec.clone()).await?;
+            Ok(if absent { Accepted::Created } else { accepted })
+        }
+        Some(Seed::DroppedRunLeavesALock) => {
+            if !it.world.notes().starting.insert(key.clone()) {
+                return conflict("somebody else is starting it");
+            }
+            tokio::time::sleep(A_WHILE).await;
+            let accepted = run(spec.clone()).await;
+            it.world.notes().starting.remove(&key);
+            accepted
+        }
+        Some(Seed::AbandonedKeepsItsSpec)
+            if phase == Some(RunPhase::Pending(Pending::Abandoned)) =>
+        {
+            conflict("there is a record of another spec")
+        }
+        Some(Seed::IdsAreUsedOnce) if it.world.notes().ended.contains_key(&key) => {
+            conflict("there was a run of this id")
+        }
+        Some(Seed::MissingImageIsAnError) => {
+            it.inner.prefetch(&spec.image).await?;
+            run(spec.clone()).await
+        }
+        Some(Seed::WrongStreamStartsTheRun) => match run(spec.clone()).await {
+            Err(error) if error.kind() == ErrorKind::InvalidSpec => {
+                run(filled_up(spec.clone())).await?;
+                Err(error)
+            }
+            other => other,
+        },
+        Some(Seed::WrongStreamIsFilledUp) => run(filled_up(spec.clone())).await,
+        _ => run(spec.clone()).await,
+    }
+}
+
+/// Each stream gives as many bytes as it said, whatever its source gives.
+fn filled_up(mut spec: RunSpec) -> RunSpec {
+    for mount in &mut spec.mounts {
+        if let MountSource::Stream(stream) = &mut mount.source {
+            let (source, len) = (stream.clone(), stream.len());
+            *stream = InputStream::reopenable(len, move || {
+                let source = source.clone();
+                async move {
+                    let given = source.open().await;
+                    // The call before has read what can be read once.
+                    let given: InputReader = match given {
+                        Ok(given) => given,
+                        Err(_) => Box::pin(tokio::io::empty()),
+                    };
+                    let filled = given.chain(tokio::io::repeat(b' ')).take(len);
+                    Ok(Box::pin(filled) as InputReader)
+                }
+            });
+        }
+    }
+    spec
+}

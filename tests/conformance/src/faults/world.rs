@@ -1,0 +1,58 @@
+//! What the values of a seeded runtime and its programs share, as an engine would.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+use v6_runtime::memory::MemoryEngine;
+use v6_runtime::{Outcome, Owner, RunId, RunSpec};
+
+/// Whose run.
+pub(super) type Key = (Owner, RunId);
+
+/// The engine, and what faults have to remember beside it.
+pub(super) struct World {
+    pub engine: MemoryEngine,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Default)]
+pub(super) struct Notes {
+    /// Each run's spec as the caller gave it; the engine may have got another.
+    pub asked: HashMap<Key, RunSpec>,
+    /// Every owner that has connected.
+    pub owners: Vec<Owner>,
+    /// What a fault leaves behind at the engine.
+    pub left_behind: Vec<(Owner, String)>,
+    /// Runs that no caller asked for, by the one that somebody asked for.
+    pub doubles: HashMap<Key, RunId>,
+    /// Runs that a call of `run` is at work on.
+    pub starting: HashSet<Key>,
+    /// Runs that are being cleaned up.
+    pub going: HashSet<Key>,
+    /// How runs that were cleaned up had ended.
+    pub ended: HashMap<Key, Outcome>,
+    /// Runs that were told to end already.
+    pub cancelled: HashMap<Key, Instant>,
+    /// Runs whose deadline a caller's process has kept.
+    pub late: HashSet<Key>,
+    /// Whether somebody reads connections.
+    pub connections_read: bool,
+    /// How many readers follow a log and have not read all of it.
+    pub readers: usize,
+    /// What programs have written, by path.
+    pub written: BTreeMap<String, usize>,
+}
+
+impl World {
+    pub(super) fn new(engine: MemoryEngine) -> Self {
+        Self {
+            engine,
+            notes: Mutex::default(),
+        }
+    }
+
+    pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
