@@ -239,6 +239,9 @@ switches! {
         since,
         /// Standard output and standard error are told apart.
         split,
+        /// Bytes that are no UTF-8 come as they were printed. Some engines keep logs as text, in
+        /// which each becomes U+FFFD.
+        binary,
     }
 }
 switches! {

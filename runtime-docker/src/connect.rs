@@ -132,6 +132,8 @@ fn capabilities(info: &SystemInfo, egress: bool, notices: &mut Vec<String>) -> C
     all.outputs = OutputKinds::all();
     all.resources = resources;
     all.logs = LogFeatures::all();
+    // The log driver json-file, the default, keeps text: what is no UTF-8 becomes U+FFFD.
+    all.logs.binary = false;
     all.outcomes = outcomes;
     all.floor = floor;
     all.egress = egress;

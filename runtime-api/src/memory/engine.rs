@@ -1,6 +1,6 @@
 //! The state that outlives every runtime value: images, records, programs that run.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use super::images::{Images, MemoryImage, RegistryFault};
 use super::program::{ExitStatus, ProgramContext};
 use super::record::Run;
 use super::runtime::MemoryRuntime;
+use super::way::{Way, away};
 use crate::{
     Capabilities, Connection, Error, ErrorKind, Floor, ImageRef, LogFeatures, MountKinds, Outcome,
     OutcomeKinds, OutputKinds, Owner, ResolvedImage, ResourceKinds, Result, RunId, RunPhase,
@@ -23,8 +24,6 @@ use crate::{
 /// How many connections of an owner wait for a reader, and for how long.
 pub(super) const CONNECTIONS_MAX: usize = 128;
 pub(super) const CONNECTION_WAIT: Duration = Duration::from_secs(60);
-/// How long a watch takes to come back after it was cut.
-const RECONNECT: Duration = Duration::from_millis(20);
 const LOG_LIMIT: u64 = 64 << 20;
 
 pub(super) type Key = (Owner, RunId);
@@ -50,18 +49,9 @@ pub struct MemoryEngine(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    reach: watch::Sender<Reach>,
     pulls_held: watch::Sender<usize>,
     /// The same moment on both clocks.
     begun: (SystemTime, Instant),
-}
-
-/// Whether calls get through.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Reach {
-    pub away: bool,
-    /// How often the engine went away.
-    pub absences: u64,
 }
 
 pub(super) struct State {
@@ -71,16 +61,21 @@ pub(super) struct State {
     pub leases: HashMap<Owner, watch::Sender<Option<String>>>,
     pub capabilities: Capabilities,
     pub log_limit: u64,
+    /// Names that are taken by what is nobody's.
+    strangers: BTreeSet<Key>,
+    pub ways: HashMap<Owner, Way>,
+    /// Whether the engine is away for everybody.
+    pub away: bool,
     connections: HashMap<Owner, Queue>,
-    values: BTreeMap<u64, Value>,
+    pub values: BTreeMap<u64, Value>,
     last_value: u64,
     last_attempt: u64,
     last_created: Option<SystemTime>,
 }
 
 /// One runtime value's watch.
-struct Value {
-    owner: Owner,
+pub(super) struct Value {
+    pub owner: Owner,
     hub: WatchHub,
     connected: bool,
 }
@@ -103,6 +98,9 @@ impl MemoryEngine {
             leases: HashMap::new(),
             capabilities: Self::all_capabilities(),
             log_limit: LOG_LIMIT,
+            strangers: BTreeSet::new(),
+            ways: HashMap::new(),
+            away: false,
             connections: HashMap::new(),
             values: BTreeMap::new(),
             last_value: 0,
@@ -111,7 +109,6 @@ impl MemoryEngine {
         };
         Self(Arc::new(Shared {
             state: Mutex::new(state),
-            reach: watch::Sender::default(),
             pulls_held: watch::Sender::new(0),
             begun: (SystemTime::now(), Instant::now()),
         }))
@@ -212,6 +209,30 @@ impl MemoryEngine {
         tree.place(path.trim_start_matches('/'), content.into());
     }
 
+    /// Removes a named volume. Runs that have it mounted keep it.
+    pub fn remove_volume(&self, volume: &str) {
+        self.state().volumes.remove(volume);
+    }
+
+    /// Makes something that is no run of this owner's under the name of one: `run` is then
+    /// `Conflict`, and nothing else sees it.
+    pub fn plant(&self, owner: &Owner, id: &RunId) {
+        self.state().strangers.insert((owner.clone(), id.clone()));
+    }
+
+    /// Whether what [`plant`](Self::plant) made is there.
+    #[must_use]
+    pub fn has_planted(&self, owner: &Owner, id: &RunId) -> bool {
+        let key = (owner.clone(), id.clone());
+        self.state().is_taken(&key)
+    }
+
+    /// Removes it.
+    pub fn uproot(&self, owner: &Owner, id: &RunId) {
+        let key = (owner.clone(), id.clone());
+        self.state().strangers.remove(&key);
+    }
+
     /// Connects to the engine, as this owner.
     #[must_use]
     pub fn runtime(&self, owner: Owner) -> MemoryRuntime {
@@ -227,71 +248,23 @@ impl MemoryEngine {
                 connected: false,
             },
         );
-        if !self.reach().away {
-            state.connect(id);
-        }
+        state.connect(id);
         MemoryRuntime::new(self.clone(), id, owner, hub, state.capabilities.clone())
     }
 
-    /// Breaks every watch. It comes back by itself soon after, and what happened in between is
-    /// known only from the snapshot that follows.
-    pub fn cut_watches(&self) {
-        self.cut(|_| true);
-    }
-
-    /// The same, of one owner only.
-    pub fn cut_watches_of(&self, owner: &Owner) {
-        self.cut(|whose| whose == owner);
-    }
-
-    fn cut(&self, of: impl Fn(&Owner) -> bool) {
+    /// Ends what there is without warning, as a restart of an engine that carries programs in its
+    /// own process does: every program, as [`Lost`](Outcome::Lost), and every watch, which comes
+    /// back. Records stay.
+    pub fn restart(&self) {
         let mut state = self.state();
-        let values = state.values.iter();
-        let cut: Vec<u64> = values
-            .filter(|(_, value)| of(&value.owner))
-            .map(|(id, _)| *id)
-            .collect();
-        for value in &cut {
-            state.disconnect(*value, "the watch was cut");
+        for run in state.runs.values_mut() {
+            if (1..3).contains(&run.status.phase.rank()) {
+                let over = Outcome::Lost("the engine was restarted".into());
+                run.control.send_modify(|control| control.over = Some(over));
+            }
         }
         drop(state);
-        let engine = self.clone();
-        let come_back = move || {
-            let mut state = engine.state();
-            if !engine.reach().away {
-                cut.into_iter().for_each(|value| state.connect(value));
-            }
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(handle) => drop(handle.spawn(async move {
-                tokio::time::sleep(RECONNECT).await;
-                come_back();
-            })),
-            Err(_) => come_back(),
-        }
-    }
-
-    /// From now on every call fails as `Unavailable`, and streams break off. Programs go on.
-    pub fn go_away(&self) {
-        let mut state = self.state();
-        self.0.reach.send_modify(|reach| {
-            reach.absences += u64::from(!reach.away);
-            reach.away = true;
-        });
-        let values: Vec<u64> = state.values.keys().copied().collect();
-        for value in values {
-            state.disconnect(value, "the engine is away");
-        }
-    }
-
-    /// Ends what [`go_away`](Self::go_away) began.
-    pub fn come_back(&self) {
-        let mut state = self.state();
-        self.0.reach.send_modify(|reach| reach.away = false);
-        let values: Vec<u64> = state.values.keys().copied().collect();
-        for value in values {
-            state.connect(value);
-        }
+        self.cut_watches();
     }
 
     /// Ends a run from outside, as an engine does for reasons of its own:
@@ -325,14 +298,22 @@ impl MemoryEngine {
     #[must_use]
     pub fn inventory(&self, owner: &Owner) -> Vec<String> {
         let state = self.state();
-        let runs = state.runs.keys().filter(|key| key.0 == *owner);
+        let runs = state.runs.iter().filter(|(key, _)| key.0 == *owner);
         let waiting = state.connections.get(owner).into_iter();
-        runs.map(|key| format!("the record of run {}", key.1))
+        runs.map(|(key, run)| format!("the record of run {}: {:?}", key.1, run.status))
             .chain(waiting.flat_map(|queue| {
                 let of = |(_, c): &(Instant, Connection)| format!("a connection of run {}", c.run);
                 queue.waiting.iter().map(of).collect::<Vec<_>>()
             }))
             .collect()
+    }
+
+    /// What there is to know of a run, looked up past the runtime: it is no call, whatever
+    /// disturbs those.
+    #[must_use]
+    pub fn look(&self, owner: &Owner, id: &RunId) -> Option<RunStatus> {
+        let key = (owner.clone(), id.clone());
+        self.state().runs.get(&key).map(|run| run.status.clone())
     }
 
     /// The engine's clock. It stands still and leaps with Tokio's, see `tokio::time::pause`.
@@ -357,20 +338,15 @@ impl MemoryEngine {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn reach(&self) -> Reach {
-        *self.0.reach.borrow()
-    }
-
-    pub(super) fn reach_changes(&self) -> watch::Receiver<Reach> {
-        self.0.reach.subscribe()
-    }
-
     /// # Errors
     /// `Unavailable` while the engine is away.
-    pub(super) fn reachable(&self, operation: &'static str) -> Result<MutexGuard<'_, State>> {
-        // The lock first: `go_away` changes both under it.
-        let state = self.state();
-        match self.reach().away {
+    pub(super) fn reachable(
+        &self,
+        owner: &Owner,
+        operation: &'static str,
+    ) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        match state.is_away_from(owner) {
             true => Err(away().with_operation(operation)),
             false => Ok(state),
         }
@@ -451,6 +427,11 @@ impl MemoryEngine {
 }
 
 impl State {
+    /// Whether a name is taken by what is nobody's.
+    pub(super) fn is_taken(&self, key: &Key) -> bool {
+        self.strangers.contains(key)
+    }
+
     pub(super) fn attempt(&mut self, key: &Key, attempt: u64) -> Option<&mut Run> {
         self.runs.get_mut(key).filter(|run| run.attempt == attempt)
     }
@@ -528,10 +509,14 @@ impl State {
             .filter(move |value| value.connected && value.owner == *owner)
     }
 
-    fn connect(&mut self, value: u64) {
+    /// Lets a value's watch follow the engine, unless that is away.
+    pub(super) fn connect(&mut self, value: u64) {
         let Some(owner) = self.values.get(&value).map(|value| value.owner.clone()) else {
             return;
         };
+        if self.is_away_from(&owner) {
+            return;
+        }
         let listing = self.listing(&owner);
         if let Some(value) = self.values.get_mut(&value) {
             value.connected = true;
@@ -540,16 +525,14 @@ impl State {
         }
     }
 
-    fn disconnect(&mut self, value: u64, why: &str) {
+    pub(super) fn disconnect(&mut self, value: u64, why: Option<&str>) {
         if let Some(value) = self.values.get_mut(&value) {
             value.connected = false;
-            value.hub.failed(&Error::new(ErrorKind::Unavailable, why));
+            if let Some(why) = why {
+                value.hub.failed(&Error::new(ErrorKind::Unavailable, why));
+            }
         }
     }
-}
-
-pub(super) fn away() -> Error {
-    Error::new(ErrorKind::Unavailable, "the engine is away")
 }
 
 /// Keeps images from arriving, see [`MemoryEngine::hold_pulls`].

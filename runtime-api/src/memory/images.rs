@@ -138,6 +138,8 @@ pub enum RegistryFault {
     Unreachable(String),
     /// It gives the image, and the image cannot be used.
     Unusable(String),
+    /// It tells of the image, begins to give it, and never gets on.
+    Stalled,
 }
 
 impl RegistryFault {
@@ -147,6 +149,7 @@ impl RegistryFault {
             Self::Denied(words) => (ErrorKind::Denied, words),
             Self::Unreachable(words) => (ErrorKind::Unavailable, words),
             Self::Unusable(words) => (ErrorKind::Protocol, words),
+            Self::Stalled => return Error::new(ErrorKind::Timeout, "the image does not arrive"),
         };
         Error::new(kind, words.as_str())
     }
@@ -157,6 +160,10 @@ impl RegistryFault {
             Self::Denied(words) => (StartFailureCause::ImageDenied, words.clone()),
             Self::Unreachable(words) => (StartFailureCause::RegistryUnreachable, words.clone()),
             Self::Unusable(words) => (StartFailureCause::ImageUnusable, words.clone()),
+            Self::Stalled => (
+                StartFailureCause::RegistryUnreachable,
+                "the image does not arrive".into(),
+            ),
         }
     }
 }
@@ -223,15 +230,20 @@ impl Images {
                 return Err(Error::new(ErrorKind::NotFound, message));
             }
             _ => match self.ask(reference) {
-                Err(fault @ RegistryFault::Unusable(_)) if !self.names.contains_key(reference) => {
-                    return Err(fault.error());
+                // Neither shows before it is fetched.
+                Err(fault @ (RegistryFault::Unusable(_) | RegistryFault::Stalled)) => {
+                    let known = self.names.get(reference).cloned();
+                    known.ok_or_else(|| fault.error())?
                 }
-                // That it cannot be used shows only when it is fetched.
-                Err(RegistryFault::Unusable(_)) => self.names[reference].clone(),
                 answer => answer.map_err(|fault| fault.error())?,
             },
         };
         Ok(resolved(reference, digest))
+    }
+
+    /// Whether fetching it never gets on.
+    pub(super) fn is_stalled(&self, image: &ResolvedImage) -> bool {
+        !self.has(image) && self.faults.get(&image.reference) == Some(&RegistryFault::Stalled)
     }
 
     pub(super) fn has(&self, image: &ResolvedImage) -> bool {

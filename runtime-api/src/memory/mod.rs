@@ -33,6 +33,9 @@
 //! | a restart of the caller | dropping it, and asking the engine for another |
 //! | the engine cannot be reached | [`go_away`](MemoryEngine::go_away) and [`come_back`](MemoryEngine::come_back) |
 //! | a broken event stream | [`cut_watches`](MemoryEngine::cut_watches) |
+//! | anything else on one owner's way to the engine | [`disturb`](MemoryEngine::disturb) |
+//! | a restart of the engine | [`restart`](MemoryEngine::restart) |
+//! | a stranger's object | [`plant`](MemoryEngine::plant) |
 //! | a slow, denied or missing image | [`hold_pulls`](MemoryEngine::hold_pulls), [`set_registry_fault`](MemoryEngine::set_registry_fault) |
 //! | a machine that dies, an eviction | [`end_run`](MemoryEngine::end_run) |
 //! | a lease that is lost | [`break_lease`](MemoryEngine::break_lease) |
@@ -59,12 +62,14 @@ mod log;
 mod program;
 mod record;
 mod runtime;
+mod way;
 
 pub use engine::{MemoryEngine, PullHold};
 pub use files::FileKind;
 pub use images::{MemoryImage, RegistryFault};
 pub use program::{Allocation, ExitStatus, LogWriter, Process, ProgramContext};
 pub use runtime::MemoryRuntime;
+pub use way::{Disturbance, Disturbed};
 
 /// Where a program may write: `HOME` and `TMPDIR` are this.
 const TMPDIR: &str = "/tmp";

@@ -146,9 +146,15 @@ async fn start(
     if !engine.state().images.has(&image) {
         pending(&mut engine.state(), key, attempt, Pending::PullingImage)?;
         let mut held = engine.pulls_held();
-        let pull = held.wait_for(|held| *held == 0);
+        let stalled = engine.state().images.is_stalled(&image);
+        let pull = async {
+            if stalled {
+                std::future::pending::<()>().await;
+            }
+            let _ = held.wait_for(|held| *held == 0).await;
+        };
         match deadline {
-            None => drop(pull.await),
+            None => pull.await,
             Some(deadline) => {
                 let pulled = tokio::time::timeout_at(engine.instant(deadline), pull).await;
                 if pulled.is_err() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,10 +13,11 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::engine::{Key, MemoryEngine, Reach, away};
+use super::engine::{Key, MemoryEngine, State};
 use super::files::View;
 use super::program::ProgramContext;
 use super::record::{Run, carry_out};
+use super::way::{Reach, away};
 use super::{files, log};
 use crate::{
     Accepted, Access, CancelOptions, Cancelled, Capabilities, CleanedUp, CleanupOptions,
@@ -79,6 +80,13 @@ impl MemoryRuntime {
         &self.0.engine
     }
 
+    /// The beginning of each call.
+    async fn call(&self, operation: &'static str) -> Result<MutexGuard<'_, State>> {
+        let value = &self.0;
+        value.engine.call(&value.owner, operation).await?;
+        value.engine.reachable(&value.owner, operation)
+    }
+
     fn key(&self, id: &RunId) -> Key {
         (self.0.owner.clone(), id.clone())
     }
@@ -113,7 +121,7 @@ impl Runtime for MemoryRuntime {
     }
 
     async fn ping(&self) -> Result<EngineInfo> {
-        let state = self.0.engine.reachable("ping")?;
+        let state = self.call("ping").await?;
         let mut info = EngineInfo::new("memory", env!("CARGO_PKG_VERSION"));
         info.facts
             .insert("runs".into(), state.runs.len().to_string());
@@ -121,7 +129,7 @@ impl Runtime for MemoryRuntime {
     }
 
     async fn examine(&self) -> Result<Vec<Observation>> {
-        drop(self.0.engine.reachable("examine")?);
+        drop(self.call("examine").await?);
         let image = ResolvedImage::new(
             ImageRef::parse("localhost/examine")?,
             crate::ImageIdentity::ImageId(crate::Digest::new(format!(
@@ -153,7 +161,7 @@ impl Runtime for MemoryRuntime {
     }
 
     async fn acquire(&self) -> Result<Lease> {
-        let mut state = self.0.engine.reachable("acquire")?;
+        let mut state = self.call("acquire").await?;
         let owner = &self.0.owner;
         if state.leases.contains_key(owner) {
             let message = format!("another process is {owner} already");
@@ -169,7 +177,7 @@ impl Runtime for MemoryRuntime {
     }
 
     async fn resolve(&self, image: &ImageRef, policy: PullPolicy) -> Result<ResolvedImage> {
-        let mut state = self.0.engine.reachable("resolve")?;
+        let mut state = self.call("resolve").await?;
         state
             .images
             .resolve(image, policy, self.0.capabilities.pull)
@@ -178,11 +186,12 @@ impl Runtime for MemoryRuntime {
 
     async fn prefetch(&self, image: &ResolvedImage) -> Result<()> {
         let mut held = self.0.engine.pulls_held();
-        if !self.0.engine.reachable("prefetch")?.images.has(image) {
+        let there = self.call("prefetch").await?.images.has(image);
+        if !there {
             // It fails only when the engine is gone, which `self` holds.
             let _ = held.wait_for(|held| *held == 0).await;
         }
-        let mut state = self.0.engine.reachable("prefetch")?;
+        let mut state = self.0.engine.reachable(&self.0.owner, "prefetch")?;
         state
             .images
             .prefetch(image, self.0.capabilities.pull)
@@ -196,7 +205,7 @@ impl Runtime for MemoryRuntime {
     }
 
     async fn status(&self, id: &RunId) -> Result<RunStatus> {
-        let state = self.0.engine.reachable("status")?;
+        let state = self.call("status").await?;
         state
             .runs
             .get(&self.key(id))
@@ -205,9 +214,9 @@ impl Runtime for MemoryRuntime {
     }
 
     fn list(&self) -> ResultStream<RunStatus> {
-        let value = self.0.clone();
+        let this = self.clone();
         let listing = async move {
-            let runs = value.engine.reachable("list")?.listing(&value.owner);
+            let runs = this.call("list").await?.listing(&this.0.owner);
             Ok::<_, Error>(stream::iter(runs.into_iter().map(Ok)))
         };
         Box::pin(stream::once(listing).try_flatten())
@@ -226,8 +235,8 @@ impl Runtime for MemoryRuntime {
         let since = options.since.as_ref().map_or(Ok(0), log::parse);
         let reader = LogReader {
             engine: self.0.engine.clone(),
-            reach: self.0.engine.reach_changes(),
-            absences: self.0.engine.reach().absences,
+            reach: self.0.engine.reach_changes(&self.0.owner),
+            absences: self.0.engine.reach(&self.0.owner).absences,
             key: self.key(id),
             attempt: None,
             position: 0,
@@ -240,6 +249,7 @@ impl Runtime for MemoryRuntime {
                 position: since?,
                 ..reader
             };
+            reader.engine.call(&reader.key.0, "logs").await?;
             Ok::<_, Error>(stream::try_unfold(reader, LogReader::next))
         };
         let chunks = stream::once(chunks).try_flatten();
@@ -248,21 +258,24 @@ impl Runtime for MemoryRuntime {
 
     fn collect(&self, id: &RunId, output: &OutputName) -> ResultStream<Bytes> {
         let (engine, key) = (self.0.engine.clone(), self.key(id));
-        let absences = engine.reach().absences;
+        let absences = engine.reach(&key.0).absences;
         let (id, output) = (id.clone(), output.clone());
         let pieces = async move {
+            engine.call(&key.0, "collect").await?;
             let whole = output_content(&engine, &key, &output)?;
             Ok::<_, Error>(stream::try_unfold(whole, move |mut rest| {
-                let engine = engine.clone();
+                let (engine, owner) = (engine.clone(), key.0.clone());
                 async move {
                     if rest.is_empty() {
                         return Ok(None);
                     }
-                    let reach = engine.reach();
+                    let reach = engine.reach(&owner);
                     if reach.away || reach.absences > absences {
                         return Err(away());
                     }
-                    let piece = rest.split_to(rest.len().min(PIECE));
+                    let left = rest.len();
+                    let piece = engine.piece(&owner, left as u64, PIECE as u64);
+                    let piece = rest.split_to(left.min(piece as usize));
                     Ok(Some((piece, rest)))
                 }
             }))
@@ -282,7 +295,7 @@ impl Runtime for MemoryRuntime {
 
     async fn cancel(&self, id: &RunId, options: CancelOptions) -> Result<Cancelled> {
         let key = self.key(id);
-        let mut state = self.0.engine.reachable("cancel")?;
+        let mut state = self.call("cancel").await?;
         let Some(run) = state.runs.get_mut(&key) else {
             return Err(Error::no_such_run(id).with_operation("cancel"));
         };
@@ -303,9 +316,11 @@ impl Runtime for MemoryRuntime {
 
     async fn cleanup(&self, id: &RunId, options: CleanupOptions) -> Result<CleanedUp> {
         let key = self.key(id);
+        self.0.engine.call(&key.0, "cleanup").await?;
         loop {
             let mut changed = {
-                let mut state = self.0.engine.reachable("cleanup")?;
+                let mut state = self.0.engine.reachable(&key.0, "cleanup")?;
+                let stuck = state.is_stuck(&key.0);
                 let Some(run) = state.runs.get_mut(&key) else {
                     return Ok(CleanedUp::Absent);
                 };
@@ -317,6 +332,13 @@ impl Runtime for MemoryRuntime {
                         .with_run(id));
                 }
                 if rank == 0 || rank == 3 {
+                    if stuck {
+                        run.outputs.clear();
+                        let message = "the record cannot be removed";
+                        return Err(Error::new(ErrorKind::Unexpected, message)
+                            .with_operation("cleanup")
+                            .with_run(id));
+                    }
                     state.remove(&key);
                     return Ok(CleanedUp::Removed);
                 }
@@ -344,7 +366,12 @@ impl MemoryRuntime {
         let digest = SpecDigest::of(spec);
         let key = self.key(id);
         let storing = {
-            let mut state = value.engine.reachable("run")?;
+            value.engine.call(&value.owner, "run").await?;
+            let mut state = value.engine.reachable(&value.owner, "run")?;
+            if state.is_taken(&key) {
+                let message = "the name is taken by what is not this owner's";
+                return Err(Error::new(ErrorKind::Conflict, message));
+            }
             if let Some(run) = state.runs.get(&key)
                 && run.status.phase != RunPhase::Pending(Pending::Abandoned)
             {
@@ -407,6 +434,10 @@ impl MemoryRuntime {
             value.alive.clone(),
         );
         tokio::spawn(start);
+        if value.engine.state().loses_reply(&value.owner) {
+            let message = "the engine's answer was lost";
+            return Err(Error::new(ErrorKind::Timeout, message).with_may_have_started(true));
+        }
         Ok(Accepted::Created)
     }
 }
@@ -469,7 +500,7 @@ async fn read_whole(stream: &InputStream) -> Result<Vec<u8>> {
 }
 
 fn output_content(engine: &MemoryEngine, key: &Key, name: &OutputName) -> Result<Bytes> {
-    let state = engine.reachable("collect")?;
+    let state = engine.reachable(&key.0, "collect")?;
     let run = state
         .runs
         .get(key)
@@ -525,6 +556,7 @@ impl LogReader {
     async fn next(mut self) -> Result<Option<(LogChunk, Self)>> {
         let engine = self.engine.clone();
         loop {
+            let most = engine.piece(&self.key.0, self.position, self.left);
             let mut changed = {
                 let mut state = engine.state();
                 let reach = *self.reach.borrow_and_update();
@@ -542,7 +574,7 @@ impl LogReader {
                 if self.left == 0 {
                     return Ok(None);
                 }
-                if let Some((chunk, position)) = run.log.after(self.position, self.left) {
+                if let Some((chunk, position)) = run.log.after(self.position, most) {
                     self.position = position;
                     self.left -= chunk.bytes.len() as u64;
                     return Ok(Some((chunk, self)));

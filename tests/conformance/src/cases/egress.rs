@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use v6_runtime::{Capabilities, Connection, EgressGrant, GrantName, Outcome, RunSpec, Runtime};
+use v6_runtime::{
+    Capabilities, Connection, EgressGrant, GrantName, Outcome, RunId, RunSpec, Runtime,
+};
 
 use crate::bench::{Bench, run_id};
 use crate::case::{self, Failure, equal, holds};
@@ -39,7 +41,7 @@ async fn echo(connection: Connection) {
     let _ = to.shutdown().await;
 }
 
-/// Answers every connection with the name of its grant, or by echo.
+/// Answers every connection with the names of its run and grant, or by echo.
 fn serve(bench: &Bench, naming: bool) -> tokio::task::JoinHandle<Vec<(String, String)>> {
     let mut connections = bench.runtime.connections();
     tokio::spawn(async move {
@@ -52,7 +54,7 @@ fn serve(bench: &Bench, naming: bool) -> tokio::task::JoinHandle<Vec<(String, St
             if naming {
                 let mut line = [0; 1];
                 while connection.io.read_exact(&mut line).await.is_ok() && line != *b"\n" {}
-                let answer = format!("{}\n", connection.grant.name);
+                let answer = format!("{} {}\n", connection.run, connection.grant.name);
                 let _ = connection.io.write_all(answer.as_bytes()).await;
                 let _ = connection.io.shutdown().await;
             } else {
@@ -78,6 +80,16 @@ async fn finished(bench: &Bench, id: &str, spec: &RunSpec) -> Result<String, Fai
     Ok(log)
 }
 
+/// Waits for the end of a run that got this answer. To a probe whose connection is dropped the
+/// answer is empty, and no error.
+async fn answered(bench: &Bench, id: &RunId, answer: &str) -> Result<(), Failure> {
+    let status = bench.ended(id).await?;
+    let log = String::from_utf8_lossy(&bench.log(id).await?).into_owned();
+    let end = status.outcome().cloned();
+    equal(&format!("its end ({log})"), end, Some(Outcome::Exited(0)))?;
+    holds(&format!("{answer:?} is not in {log}"), log.contains(answer))
+}
+
 async fn a_granted_connection_arrives(bench: Bench) -> case::Outcome {
     let serving = serve(&bench, true);
     let spec = bench.spec("connect service.example 8080 hello").await?;
@@ -85,7 +97,7 @@ async fn a_granted_connection_arrives(bench: Bench) -> case::Outcome {
     let log = finished(&bench, "calling", &spec).await?;
     holds(
         &format!("the answer is not in {log}"),
-        log.contains("service"),
+        log.contains("calling service"),
     )?;
     serving.abort();
     Ok(())
@@ -130,12 +142,7 @@ async fn connections_wait_for_a_reader(bench: Bench) -> case::Outcome {
         !bench.runtime.status(&id).await?.phase.is_finished(),
     )?;
     let serving = serve(&bench, true);
-    let status = bench.ended(&id).await?;
-    equal(
-        "its end",
-        status.outcome().cloned(),
-        Some(Outcome::Exited(0)),
-    )?;
+    answered(&bench, &id, "waiting service").await?;
     serving.abort();
     Ok(())
 }
@@ -152,13 +159,7 @@ async fn connections_reach_a_restarted_process(bench: Bench) -> case::Outcome {
     drop(starter);
     let again = bench.restarted().await?;
     let serving = serve(&again, true);
-    let status = again.ended(&id).await?;
-    let log = String::from_utf8_lossy(&again.log(&id).await?).into_owned();
-    equal(
-        &format!("its end ({log})"),
-        status.outcome().cloned(),
-        Some(Outcome::Exited(0)),
-    )?;
+    answered(&again, &id, "outliving service").await?;
     serving.abort();
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Files in and out.
 
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -14,6 +15,8 @@ use crate::case::{self, equal, fails, holds};
 use crate::probe::pattern;
 
 const MIB: usize = 1 << 20;
+/// Time for a program to start that should not.
+const A_WHILE: Duration = Duration::from_millis(500);
 
 fn files(c: &Capabilities) -> Result<(), &'static str> {
     c.outputs.file.then_some(()).ok_or("outputs.file")
@@ -113,6 +116,8 @@ async fn a_wrong_stream_is_refused(bench: Bench) -> case::Outcome {
         let spec = bench.spec("exit 0").await?.with_mount(mount);
         let refused = bench.runtime.run(&run_id(id), &spec).await;
         fails(id, refused, ErrorKind::InvalidSpec)?;
+        // One that has started all the same does not show at once.
+        tokio::time::sleep(A_WHILE).await;
         if let Ok(status) = bench.runtime.status(&run_id(id)).await {
             holds("the run has started", status.phase.rank() == 0)?;
         }

@@ -164,12 +164,18 @@ async fn a_restart_remembers_the_cancel(bench: Bench) -> case::Outcome {
 async fn the_deadline_ends_a_run(bench: Bench) -> case::Outcome {
     let id = run_id("late");
     let spec = bench.spec("sleep 60000").await?;
+    let begun = Instant::now();
     let spec = spec.with_deadline(SystemTime::now() + Duration::from_secs(3));
     let status = bench.finish(&id, &spec).await?;
     equal(
         "its end",
         status.outcome().cloned(),
         Some(Outcome::DeadlineExceeded),
+    )?;
+    let took = begun.elapsed();
+    holds(
+        &format!("with a deadline in 3 s it took {took:?}"),
+        took > Duration::from_millis(2900),
     )?;
     Ok(())
 }

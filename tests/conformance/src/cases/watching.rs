@@ -160,6 +160,12 @@ async fn a_broken_connection_is_no_verdict(bench: Bench) -> case::Outcome {
         .await
         .map_err(|_| "no new snapshot came")??;
     equal("runs in it", runs.len(), 1)?;
+    // It may be over by now, but only as it was to be.
+    let told = runs.first().and_then(RunStatus::outcome);
+    holds(
+        &format!("the snapshot tells of its end as {told:?}"),
+        told.is_none_or(|outcome| *outcome == Outcome::Exited(4)),
+    )?;
     let status = bench.ended(&id).await?;
     equal(
         "its end",

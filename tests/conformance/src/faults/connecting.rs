@@ -62,7 +62,9 @@ impl Seeded {
     fn take_first(&self, connection: &mut Connection, such: impl Fn(&EgressGrant) -> bool) {
         let notes = self.world.notes();
         let asked = notes.asked.get(&self.key(&connection.run));
-        if let Some(grant) = asked.and_then(|spec| spec.egress.iter().find(|grant| such(grant))) {
+        if let Some(grant) =
+            asked.and_then(|asked| asked.spec.egress.iter().find(|grant| such(grant)))
+        {
             connection.grant = grant.clone();
         }
     }

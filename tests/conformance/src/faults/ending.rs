@@ -10,7 +10,7 @@ use super::runtime::Seeded;
 
 pub(super) async fn cancel(it: &Seeded, id: &RunId, options: CancelOptions) -> Result<Cancelled> {
     let key = it.key(id);
-    let phase = it.inner.status(id).await.ok().map(|status| status.phase);
+    let phase = it.truth(id).map(|status| status.phase);
     let rank = phase.as_ref().map(v6_runtime::RunPhase::rank);
     let before = match rank {
         Some(_) => it.world.notes().cancelled.insert(key, Instant::now()),

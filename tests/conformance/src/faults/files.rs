@@ -14,7 +14,7 @@ const MIB: usize = 1 << 20;
 pub(super) fn collect(it: &Seeded, id: &RunId, name: &OutputName) -> ResultStream<Bytes> {
     let pieces = it.inner.collect(id, name);
     let asked = it.world.notes().asked.get(&it.key(id)).cloned();
-    let declared = asked.and_then(|spec| spec.outputs.get(name).cloned());
+    let declared = asked.and_then(|asked| asked.spec.outputs.get(name).cloned());
     let kind = declared.as_ref().map(|output| output.kind);
     match it.seed {
         Some(Seed::OutputsEndAtAMebibyte) => {

@@ -5,16 +5,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use v6_runtime::memory::{MemoryEngine, MemoryImage};
-use v6_runtime::{Floor, ImageRef, Owner, Result, Runtime};
+use v6_runtime::{Floor, ImageRef, Owner, Result, RunId, Runtime};
 
 use super::Seed;
 use super::program::Pretended;
 use super::runtime::Seeded;
 use super::world::World;
-use crate::harness::{Fault, Harness, Injected};
+use crate::harness::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged};
+use crate::memory::MemoryHarness;
 use crate::probe_memory::probe_with;
-
-const PROBE: &str = "localhost/v6-probe:seeded";
 
 /// A harness for the in-memory runtime with one fault in it, or with none.
 ///
@@ -26,28 +25,27 @@ const PROBE: &str = "localhost/v6-probe:seeded";
 pub struct SeededHarness {
     seed: Option<Seed>,
     world: Arc<World>,
-}
-
-impl std::fmt::Debug for World {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.engine.fmt(f)
-    }
+    memory: MemoryHarness,
 }
 
 impl SeededHarness {
     /// The in-memory runtime with this fault.
-    #[must_use]
-    pub fn new(seed: Seed) -> Self {
+    ///
+    /// # Errors
+    /// If no temporary folder can be made.
+    pub fn new(seed: Seed) -> std::io::Result<Self> {
         Self::with(Some(seed))
     }
 
     /// The same without a fault: what the seeded ones are compared with.
-    #[must_use]
-    pub fn honest() -> Self {
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn honest() -> std::io::Result<Self> {
         Self::with(None)
     }
 
-    fn with(seed: Option<Seed>) -> Self {
+    fn with(seed: Option<Seed>) -> std::io::Result<Self> {
         let engine = MemoryEngine::new();
         let mut capabilities = MemoryEngine::all_capabilities();
         capabilities.floor = Floor::all();
@@ -63,9 +61,12 @@ impl SeededHarness {
             let program = program.clone();
             async move { probe_with(ctx, &*program).await }
         });
-        let added = world.engine.add(PROBE, image);
-        added.expect("the name is an image's");
-        Self { seed, world }
+        let memory = MemoryHarness::of(world.engine.clone(), image)?;
+        Ok(Self {
+            seed,
+            world,
+            memory,
+        })
     }
 }
 
@@ -77,25 +78,46 @@ impl Harness for SeededHarness {
     }
 
     fn probe_image(&self) -> ImageRef {
-        ImageRef::parse(PROBE).expect("a reference")
+        self.memory.probe_image()
     }
 
     async fn inventory(&self, owner: &Owner) -> Result<Vec<String>> {
-        let mut found = self.world.engine.inventory(owner);
+        let mut found = self.memory.inventory(owner).await?;
         let notes = self.world.notes();
         let left = notes.left_behind.iter().filter(|(whose, _)| whose == owner);
         found.extend(left.map(|(_, what)| what.clone()));
         Ok(found)
     }
 
-    fn shared_folder(&self) -> Option<PathBuf> {
-        Some(std::env::temp_dir())
+    async fn inject(&self, owner: &Owner, fault: Fault) -> Result<Option<Injected>> {
+        self.memory.inject(owner, fault).await
     }
 
-    async fn inject(&self, owner: &Owner, fault: Fault) -> Result<Option<Injected>> {
-        Ok((fault == Fault::Cut).then(|| {
-            self.world.engine.cut_watches_of(owner);
-            Injected::new(())
-        }))
+    fn calls(&self, owner: &Owner) -> Option<u64> {
+        self.memory.calls(owner)
+    }
+
+    async fn restart_engine(&self) -> Result<Option<()>> {
+        self.memory.restart_engine().await
+    }
+
+    fn shared_folder(&self) -> Option<PathBuf> {
+        self.memory.shared_folder()
+    }
+
+    async fn plant(&self, owner: &Owner, id: &RunId, place: Planted) -> Result<Option<Stranger>> {
+        self.memory.plant(owner, id, place).await
+    }
+
+    async fn move_tag(&self, owner: &Owner, to: Tagged) -> Result<Option<ImageRef>> {
+        self.memory.move_tag(owner, to).await
+    }
+
+    async fn registries(&self) -> Result<Option<Registries>> {
+        self.memory.registries().await
+    }
+
+    async fn volume(&self, owner: &Owner) -> Result<Option<(String, Injected)>> {
+        self.memory.volume(owner).await
     }
 }

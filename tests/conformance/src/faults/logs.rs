@@ -65,11 +65,6 @@ pub(super) fn logs(it: &Seeded, id: &RunId, mut options: LogOptions) -> ResultSt
             chunk.bytes = split_lines(&chunk.bytes);
             chunk
         }),
-        Some(Seed::LineEndsAreTranslated) => each(chunks, |mut chunk| {
-            let text = String::from_utf8_lossy(&chunk.bytes).replace('\n', "\r\n");
-            chunk.bytes = text.into();
-            chunk
-        }),
         Some(Seed::StreamsAreMerged) => each(chunks, |mut chunk| {
             chunk.stream = LogStream::Merged;
             chunk

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use v6_runtime::{
     Annotations, Error, ErrorKind, ImageRef, Outcome, Pending, Result, ResultStream, RunId,
-    RunPhase, RunStatus, Runtime, SpecDigest, StartFailure, StartFailureCause,
+    RunPhase, RunStatus, Runtime, StartFailure, StartFailureCause,
 };
 
 use super::Seed;
@@ -69,9 +69,9 @@ pub(super) fn seen(it: &Seeded, mut status: RunStatus) -> Option<RunStatus> {
         }
         // What the engine got may be another spec, which is the fault, and not that it shows.
         if let Some(asked) = notes.asked.get(&key) {
-            status.spec = SpecDigest::of(asked);
-            status.egress = asked.egress.clone();
-            status.deadline = asked.deadline;
+            status.spec = asked.digest.clone();
+            status.egress = asked.spec.egress.clone();
+            status.deadline = asked.spec.deadline;
         }
     }
     let took = status.finished.zip(status.started);
@@ -145,7 +145,6 @@ fn told(it: &Seeded, id: &RunId, outcome: Outcome) -> Outcome {
         (Some(Seed::CodesAbove128AreSignals), Outcome::Exited(code @ 129..=192)) => {
             Outcome::Signaled(code - 128)
         }
-        (Some(Seed::FailuresAreOne), Outcome::Exited(2..)) => Outcome::Exited(1),
         (Some(Seed::SignalsAreCodes), Outcome::Signaled(signal)) => Outcome::Exited(128 + signal),
         (Some(Seed::SignalsAreKills), Outcome::Signaled(_)) => Outcome::Signaled(9),
         (Some(Seed::OutOfMemoryIsAKill), Outcome::OutOfMemory) => Outcome::Signaled(9),

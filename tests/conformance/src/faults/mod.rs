@@ -16,7 +16,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let seed: Seed = "exit-codes-have-seven-bits".parse()?;
 //! assert_eq!(seed.cases(), ["exit_codes_are_exact"]);
-//! let harness = SeededHarness::new(seed);
+//! let harness = SeededHarness::new(seed)?;
 //! # drop(harness);
 //! # Ok(())
 //! # }
@@ -43,5 +43,5 @@ mod watching;
 mod world;
 
 pub use harness::SeededHarness;
-pub use seeds::Seed;
+pub use seeds::{ELSEWHERE, Seed};
 pub use table::{UnknownSeed, table};

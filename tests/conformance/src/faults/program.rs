@@ -61,7 +61,8 @@ impl Pretended {
             .var(GROUPS)
             .map(|text| text.split(',').filter_map(|id| id.parse().ok()).collect())
             .unwrap_or_default();
-        if has(Seed::GroupsIncludeRoots) || has(Seed::RootIsAGroup) && groups.is_empty() {
+        let further = !groups.is_empty();
+        if has(Seed::GroupsIncludeRoots) && further || has(Seed::RootIsAGroup) && !further {
             groups.push(0);
         }
         let mut env = ctx.env().clone();

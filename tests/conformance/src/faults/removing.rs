@@ -14,7 +14,7 @@ use super::runtime::Seeded;
 
 pub(super) async fn cleanup(it: &Seeded, id: &RunId, options: CleanupOptions) -> Result<CleanedUp> {
     let key = it.key(id);
-    let status = it.inner.status(id).await.ok();
+    let status = it.truth(id);
     let phase = status.as_ref().map(|status| status.phase.clone());
     let forced = CleanupOptions::default().with_force(true);
     let double = it.world.notes().doubles.remove(&key);

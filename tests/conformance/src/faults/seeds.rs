@@ -1,25 +1,47 @@
 //! Every fault: what is wrong, and the cases that must see it.
 
+/// Cases that the in-memory runtime cannot run, pretence included, and why. That they can fail has
+/// to be shown on an engine with processes.
+pub const ELSEWHERE: &[(&str, &[&str])] = &[];
+
 seeds! {
-    Starting "Starting a run" {
+    /// One way in which the in-memory runtime can be made to go wrong.
+    Seed:
+
+    "Starting a run" {
         /// `run` returns only when the run is over.
-        RunWaitsForTheEnd [run_returns_before_the_end]
+        RunWaitsForTheEnd [
+            run_returns_before_the_end cleanup_of_a_live_run_needs_force outputs_wait_for_the_end
+            following_ends_with_the_run connections_wait_for_a_reader a_running_run_is_cancelled
+            who_ignores_the_request_is_killed a_shorter_grace_shortens
+            a_run_is_cancelled_before_it_starts a_restart_remembers_the_cancel
+            cleanup_shows_no_other_end connections_reach_a_restarted_process
+        ]
         /// `run` with the same spec again starts the program a second time.
-        RunTwiceRunsTwice [the_same_run_is_adopted, one_of_many_starters_creates]
+        RunTwiceRunsTwice [
+            the_same_run_is_adopted one_of_many_starters_creates a_dropped_run_can_be_repeated
+            a_restart_adopts_running_runs
+        ]
         /// `run` with the same spec again answers that it created the run.
-        AdoptedIsCalledCreated [the_same_run_is_adopted, one_of_many_starters_creates, a_restart_adopts_running_runs]
+        AdoptedIsCalledCreated [
+            the_same_run_is_adopted one_of_many_starters_creates a_restart_adopts_running_runs
+        ]
         /// `run` adopts whatever has the id, without comparing the specs.
         AnySpecIsAdopted [another_spec_conflicts]
         /// `run` with another spec says that there is a conflict, and replaces the run.
         ConflictReplacesTheRun [another_spec_conflicts]
         /// `run` starts a run anew that has finished.
-        FinishedRunsAreRunAgain [the_same_run_is_adopted, another_spec_conflicts]
+        FinishedRunsAreRunAgain [the_same_run_is_adopted another_spec_conflicts]
         /// Of concurrent calls of `run` all but the first fail.
-        StartersGetInEachOthersWay [one_of_many_starters_creates]
+        StartersGetInEachOthersWay [
+            one_of_many_starters_creates a_dropped_run_can_be_repeated a_cut_start_is_abandoned
+        ]
         /// Concurrent calls of `run` all answer that they created the run.
         EveryStarterCreates [one_of_many_starters_creates]
         /// A call of `run` that is dropped leaves a lock.
-        DroppedRunLeavesALock [a_dropped_run_can_be_repeated]
+        DroppedRunLeavesALock [
+            one_of_many_starters_creates a_dropped_run_can_be_repeated a_cut_start_is_abandoned
+        ]
         /// What a dropped call of `run` left can be completed only with its own spec.
         AbandonedKeepsItsSpec [a_cut_start_is_abandoned]
         /// What a dropped call of `run` left looks as if somebody were at work on it.
@@ -29,13 +51,13 @@ seeds! {
         /// What is not declared is refused as if it were wrong on any backend.
         UndeclaredIsInvalid [the_undeclared_is_refused]
         /// A refusal does not name the field.
-        RefusalNamesNoField [the_undeclared_is_refused, a_wrong_spec_is_refused]
+        RefusalNamesNoField [the_undeclared_is_refused a_wrong_spec_is_refused]
         /// A refused call of `run` has made the record already.
-        RefusalLeavesARecord [the_undeclared_is_refused, a_wrong_spec_is_refused]
+        RefusalLeavesARecord [the_undeclared_is_refused a_wrong_spec_is_refused]
         /// A wrong argument is mended without a word.
         WrongIsMended [a_wrong_spec_is_refused]
     }
-    Images "Images" {
+    "Images" {
         /// A run uses what the tag points at when it starts.
         TagInsteadOfDigest []
         /// The status tells another name than the one that was resolved.
@@ -51,7 +73,7 @@ seeds! {
         /// `prefetch` of what the engine has is refused.
         PrefetchIsDenied [exactly_the_resolved_image_is_told]
     }
-    Words "What the program is told" {
+    "What the program is told" {
         /// Arguments are joined, and split at blanks.
         ArgumentsAreSplit [arguments_are_literal]
         /// Empty arguments are dropped.
@@ -75,9 +97,9 @@ seeds! {
         /// Standard input stays open, and nothing comes.
         StandardInputStaysOpen [standard_input_is_at_its_end]
     }
-    Inputs "Files in" {
-        /// Given files get a line end.
-        InputsGetALineEnd [inputs_are_byte_exact]
+    "Files in" {
+        /// A given file that is empty gets a line end.
+        EmptyInputsGetALineEnd [inputs_are_byte_exact]
         /// The last byte of a secret file is taken for a line end.
         SecretFilesAreTrimmed [inputs_are_byte_exact]
         /// Streamed files end at 1 MiB.
@@ -89,7 +111,7 @@ seeds! {
         /// A wrong stream is refused, and the run started all the same.
         WrongStreamStartsTheRun [a_wrong_stream_is_refused]
         /// A scratch folder cannot be written.
-        ScratchIsReadOnly [scratch_is_writable]
+        ScratchIsReadOnly [scratch_is_writable a_scratch_limit_binds]
         /// Files of the machine are mounted for writing always.
         HostPathsAreWritable [host_paths_are_mounted]
         /// Files of the machine are mounted for writing never.
@@ -99,15 +121,15 @@ seeds! {
         /// What one run has written another can read.
         FilesAreShared [other_runs_files_are_out_of_reach]
     }
-    Outputs "Files out" {
+    "Files out" {
         /// Outputs end at 1 MiB.
         OutputsEndAtAMebibyte [outputs_are_byte_exact]
         /// Outputs lose blanks and line ends at their end.
         OutputsAreText [outputs_are_byte_exact]
         /// What is no whole block of an output is lost.
-        LastPieceIsLost [outputs_are_byte_exact]
+        LastPieceIsLost [outputs_are_byte_exact an_output_cannot_be_replaced]
         /// The output's file is not made beforehand.
-        OutputsAreNotMade [an_unwritten_output_is_empty, an_output_cannot_be_replaced]
+        OutputsAreNotMade [an_unwritten_output_is_empty an_output_cannot_be_replaced]
         /// The output's file is in a folder that the run can write.
         OutputsCanBeReplaced [an_output_cannot_be_replaced]
         /// Outputs of any size are given out.
@@ -115,7 +137,7 @@ seeds! {
         /// Before the end `collect` gives what there is.
         OutputsAreGivenEarly [outputs_wait_for_the_end]
         /// An output that was not declared is empty.
-        UndeclaredOutputsAreEmpty [outputs_wait_for_the_end]
+        UndeclaredOutputsAreEmpty [outputs_wait_for_the_end an_unknown_run_is_not_found]
         /// Links in a folder are followed.
         LinksAreFollowed [a_folder_is_collected]
         /// What was mounted below a folder is collected with it.
@@ -123,11 +145,11 @@ seeds! {
         /// Empty files of a folder are left out.
         EmptyFilesAreNotPacked [a_folder_is_collected]
         /// Folders below a folder are left out.
-        SubfoldersAreNotPacked [a_folder_is_collected, a_folder_can_begin_with_files]
+        SubfoldersAreNotPacked [a_folder_is_collected a_folder_can_begin_with_files]
         /// What a folder begins with cannot be changed.
         FoldersBeginReadOnly [a_folder_can_begin_with_files]
     }
-    Limits "Limits and surroundings" {
+    "Limits and surroundings" {
         /// `resources.memory` is declared, and the limit ignored.
         MemoryLimitIsIgnored [out_of_memory_is_told]
         /// `resources.pids` is declared, and the limit ignored.
@@ -147,13 +169,11 @@ seeds! {
         /// `usage` is declared, and peak memory not told.
         MemoryIsNotTold [usage_is_told]
     }
-    Outcomes "How runs end" {
+    "How runs end" {
         /// Exit codes have seven bits.
         ExitCodesHaveSevenBits [exit_codes_are_exact]
         /// A program that exits with 128+n is taken for one that a signal ended.
         CodesAbove128AreSignals [exit_codes_are_exact]
-        /// Any failure is exit code 1.
-        FailuresAreOne [exit_codes_are_exact]
         /// A program that a signal ended is taken for one that exits with 128+n.
         SignalsAreCodes [a_signal_is_told_from_a_code]
         /// Every signal is taken for SIGKILL.
@@ -163,15 +183,22 @@ seeds! {
         /// A missing command is exit code 127, as a shell has it.
         MissingCommandIs127 [a_missing_command_is_told_from_127]
         /// Whatever keeps a program from starting is told as one.
-        StartFailuresAreNotToldApart [a_missing_command_is_told_from_127, a_missing_image_is_an_outcome, a_missing_host_path_is_an_outcome]
+        StartFailuresAreNotToldApart [
+            a_missing_command_is_told_from_127 a_missing_image_is_an_outcome
+            a_missing_host_path_is_an_outcome
+        ]
         /// No status has the time of its start and end.
         TimesAreNotTold [a_restart_reads_finished_runs]
     }
-    Ending "Cancel, grace and deadline" {
+    "Cancel, grace and deadline" {
         /// `cancel` is accepted and ends nothing.
-        CancelDoesNothing [a_running_run_is_cancelled, who_ignores_the_request_is_killed, a_shorter_grace_shortens, a_run_is_cancelled_before_it_starts, a_restart_remembers_the_cancel, cleanup_shows_no_other_end]
+        CancelDoesNothing [
+            a_running_run_is_cancelled who_ignores_the_request_is_killed a_shorter_grace_shortens
+            a_run_is_cancelled_before_it_starts a_restart_remembers_the_cancel
+            cleanup_shows_no_other_end
+        ]
         /// `cancel` of a run that has not started is forgotten.
-        CancelBeforeTheStartIsLost [a_run_is_cancelled_before_it_starts, cleanup_shows_no_other_end]
+        CancelBeforeTheStartIsLost [a_run_is_cancelled_before_it_starts cleanup_shows_no_other_end]
         /// `cancel` does not ask the program to end, and kills it after the grace.
         CancelOnlyKills [a_running_run_is_cancelled]
         /// A second `cancel` changes nothing.
@@ -181,7 +208,11 @@ seeds! {
         /// `cancel` of a run that is over makes it Cancelled.
         CancelChangesTheEnd [cancelling_the_finished_does_nothing]
         /// A cancelled run is told as exit code 143.
-        CancelledIsACode [a_running_run_is_cancelled, who_ignores_the_request_is_killed, a_shorter_grace_shortens, a_run_is_cancelled_before_it_starts, a_restart_remembers_the_cancel, cleanup_shows_no_other_end]
+        CancelledIsACode [
+            a_running_run_is_cancelled who_ignores_the_request_is_killed a_shorter_grace_shortens
+            a_run_is_cancelled_before_it_starts a_restart_remembers_the_cancel
+            cleanup_shows_no_other_end
+        ]
         /// Only the process that cancelled a run knows that it was cancelled.
         CancelIsForgotten [a_restart_remembers_the_cancel]
         /// `grace` is declared, and every run killed at once.
@@ -189,21 +220,36 @@ seeds! {
         /// The grace lasts ten times as long.
         GraceIsTenfold [who_ignores_the_request_is_killed]
         /// `deadline` is declared, and ignored.
-        DeadlineIsIgnored [the_deadline_ends_a_run, the_deadline_holds_alone, the_deadline_kills_the_stubborn]
+        DeadlineIsIgnored [
+            the_deadline_ends_a_run the_deadline_holds_alone the_deadline_kills_the_stubborn
+        ]
         /// The deadline ends a run long before it has passed.
         DeadlineIsAtOnce [the_deadline_ends_a_run]
         /// The deadline is kept by the process that started the run.
         DeadlineNeedsTheCaller [the_deadline_holds_alone]
         /// A run past its deadline is told as cancelled.
-        DeadlineIsCalledCancel [the_deadline_ends_a_run, the_deadline_holds_alone, the_deadline_kills_the_stubborn]
+        DeadlineIsCalledCancel [
+            the_deadline_ends_a_run the_deadline_holds_alone the_deadline_kills_the_stubborn
+        ]
         /// A run past its deadline is asked to end, and never made to.
         DeadlineOnlyAsks [the_deadline_kills_the_stubborn]
     }
-    Looking "The record" {
+    "The record" {
         /// A value sees only runs that it started itself.
-        OnlyOwnRunsAreSeen []
+        OnlyOwnRunsAreSeen [
+            a_restart_adopts_running_runs a_restart_reads_finished_runs
+            a_restart_remembers_the_cancel every_run_is_listed_whole
+            a_watch_begins_with_everything a_cut_start_is_abandoned a_cut_start_can_be_cleaned_up
+            cancelling_the_finished_does_nothing the_deadline_holds_alone
+            connections_reach_a_restarted_process
+        ]
         /// How a run ended only the process knows that started it.
-        EndsAreRememberedByTheProcess []
+        EndsAreRememberedByTheProcess [
+            a_restart_adopts_running_runs a_restart_reads_finished_runs
+            a_restart_remembers_the_cancel every_run_is_listed_whole
+            a_watch_begins_with_everything cancelling_the_finished_does_nothing
+            the_deadline_holds_alone connections_reach_a_restarted_process
+        ]
         /// Annotations are cut at 4,096 characters.
         AnnotationsAreCut [every_run_is_listed_whole]
         /// Line ends in annotations become blanks.
@@ -215,13 +261,16 @@ seeds! {
         /// `list` gives its first 20 runs.
         ListEndsAfterAPage [many_at_once]
         /// `list` gives no finished run while another runs.
-        ListForgetsTheFinished [every_run_is_listed_whole]
+        ListForgetsTheFinished [every_run_is_listed_whole a_watch_begins_with_everything]
         /// `list` gives runs of every owner.
         ListOfEveryOwner [owners_do_not_meet]
         /// `status` finds runs of every owner.
         StatusOfAnyOwner [owners_do_not_meet]
         /// An unknown run is told as an engine that does not answer.
-        UnknownIsUnavailable [an_unknown_run_is_not_found]
+        UnknownIsUnavailable [
+            an_unknown_run_is_not_found owners_do_not_meet cleanup_of_a_live_run_needs_force
+            cleanup_shows_no_other_end a_cut_start_can_be_cleaned_up
+        ]
         /// `cancel` of an unknown run succeeds.
         UnknownIsCancelled [an_unknown_run_is_not_found]
         /// The log of an unknown run is empty.
@@ -235,41 +284,46 @@ seeds! {
         /// A lease that another holds is told as an engine that does not answer.
         TakenLeaseIsUnavailable [a_lease_is_exclusive]
     }
-    Removing "Cleaning up" {
+    "Cleaning up" {
         /// `cleanup` removes a run that has not finished, forced or not.
         CleanupNeedsNoForce [cleanup_of_a_live_run_needs_force]
         /// `cleanup` refuses an unfinished run as a conflict.
         RefusalToCleanUpIsAConflict [cleanup_of_a_live_run_needs_force]
         /// `cleanup` of what is not there fails.
-        NothingToCleanUpIsAnError [cleanup_twice_is_absent, owners_do_not_meet]
+        NothingToCleanUpIsAnError [cleanup_twice_is_absent owners_do_not_meet]
         /// `cleanup` of what is not there says that it was.
-        NothingIsCalledRemoved [cleanup_twice_is_absent, owners_do_not_meet]
+        NothingIsCalledRemoved [cleanup_twice_is_absent owners_do_not_meet]
         /// While `cleanup` is at work, the run is told as lost.
         CleanupShowsAnotherEnd [cleanup_shows_no_other_end]
         /// `cleanup` of a cancelled run leaves the note of the cancel.
-        MarksOfACancelStay [a_running_run_is_cancelled, who_ignores_the_request_is_killed, a_shorter_grace_shortens, a_run_is_cancelled_before_it_starts, a_restart_remembers_the_cancel, cleanup_shows_no_other_end]
+        MarksOfACancelStay [
+            a_running_run_is_cancelled who_ignores_the_request_is_killed a_shorter_grace_shortens
+            a_run_is_cancelled_before_it_starts a_restart_remembers_the_cancel
+            cleanup_shows_no_other_end
+        ]
         /// Forced `cleanup` of a live run leaves its files.
-        KilledRunsLeaveTheirFiles [cleanup_of_a_live_run_needs_force]
+        KilledRunsLeaveTheirFiles [
+            cleanup_of_a_live_run_needs_force every_run_is_listed_whole
+            a_watch_begins_with_everything
+        ]
         /// `cleanup` of an abandoned run leaves its files.
         AbandonedRunsLeaveTheirFiles [a_cut_start_can_be_cleaned_up]
         /// `cleanup` waits for a starter that is gone.
         CleanupWaitsForTheStarter [a_cut_start_can_be_cleaned_up]
         /// An id cannot be used again.
-        IdsAreUsedOnce [an_id_can_be_used_again, a_dropped_run_can_be_repeated]
+        IdsAreUsedOnce [an_id_can_be_used_again a_dropped_run_can_be_repeated]
         /// A run under an id that was used before shows the earlier one's end.
-        OldEndsComeBack [an_id_can_be_used_again]
+        OldEndsComeBack [an_id_can_be_used_again a_dropped_run_can_be_repeated]
         /// `cleanup` removes a run of another owner.
         CleanupOfAnyOwner [owners_do_not_meet]
         /// `cleanup` removes every run whose id begins so.
         CleanupByPrefix [similar_names_do_not_meet]
     }
-    Logs "Logs" {
+    "Logs" {
         /// Of a log its first 512 KiB are given.
         LogsAreRotated [logs_are_byte_exact]
         /// Lines are split at 16 KiB.
-        LongLinesAreSplit [logs_are_byte_exact, arguments_are_literal]
-        /// Line ends are translated, as a terminal does.
-        LineEndsAreTranslated []
+        LongLinesAreSplit [logs_are_byte_exact arguments_are_literal]
         /// `logs.split` is declared, and the streams are one.
         StreamsAreMerged [both_streams_are_told_apart]
         /// Standard output and standard error are taken for each other.
@@ -291,13 +345,13 @@ seeds! {
         /// A program waits for whoever follows its log.
         ReaderHoldsTheProgram [a_flood_ends_like_any_run]
     }
-    Watching "Watching" {
+    "Watching" {
         /// Something comes before the first snapshot.
         WatchBeginsWithANotice [a_watch_begins_with_everything]
         /// While a run goes on, snapshots have no other.
         SnapshotForgetsTheFinished [a_watch_begins_with_everything]
         /// Of two runs that end at the same time one end is lost.
-        OneOfTwoEndsIsLost [every_end_is_seen, many_at_once]
+        OneOfTwoEndsIsLost [every_end_is_seen many_at_once phases_never_go_back]
         /// After Running comes an older Pending.
         PhasesGoBack [phases_never_go_back]
         /// A run that is cleaned up is not told.
@@ -315,15 +369,21 @@ seeds! {
         /// A watch that is dropped unread cancels runs.
         DroppedWatchEndsRuns [a_dropped_watch_leaves_runs_alone]
     }
-    Connecting "Granted connections" {
+    "Granted connections" {
         /// `egress` is declared, and no grant given.
-        GrantsAreNotGiven [a_granted_connection_arrives, hosts_may_share_a_port, connections_wait_for_a_reader, connections_reach_a_restarted_process, what_is_not_granted_is_refused, much_goes_through]
+        GrantsAreNotGiven [
+            a_granted_connection_arrives hosts_may_share_a_port connections_wait_for_a_reader
+            connections_reach_a_restarted_process what_is_not_granted_is_refused much_goes_through
+        ]
         /// Any port of a granted host can be reached.
         EveryPortIsGranted [what_is_not_granted_is_refused]
         /// Any host can be reached.
         EveryHostIsGranted [what_is_not_granted_is_refused]
         /// Connections are told as another run's.
-        ConnectionsAreOfAnotherRun [a_granted_connection_arrives]
+        ConnectionsAreOfAnotherRun [
+            a_granted_connection_arrives connections_wait_for_a_reader
+            connections_reach_a_restarted_process
+        ]
         /// Grants with the same port are taken for each other.
         GrantsAreToldByPort [hosts_may_share_a_port]
         /// Grants with the same host are taken for each other.
@@ -337,7 +397,7 @@ seeds! {
         /// That the run has sent all is not told.
         HalfCloseIsNotTold [much_goes_through]
     }
-    Floor "The isolation floor" {
+    "The isolation floor" {
         /// The program's user is root.
         RunsAsRoot [it_is_not_root]
         /// The program's group is root's.
@@ -353,7 +413,7 @@ seeds! {
         /// There is no system call filter.
         SystemCallsAreNotFiltered [its_system_calls_are_filtered]
         /// Every image may write the root file system.
-        EveryImageIsTrusted [its_root_is_read_only, trust_is_what_opens_the_root]
+        EveryImageIsTrusted [its_root_is_read_only trust_is_what_opens_the_root]
         /// `HOME` cannot be written.
         HomeIsReadOnly [its_root_is_read_only]
         /// Addresses can be reached.

@@ -107,8 +107,8 @@ fn mounts(seed: Seed, spec: &mut RunSpec) {
         let given = mount.is_given();
         let below_output = folders.iter().any(|folder| mount.target.is_below(folder));
         match (seed, &mut mount.source) {
-            (Seed::InputsGetALineEnd, MountSource::Inline(bytes)) if !bytes.is_empty() => {
-                *bytes = Bytes::from([bytes, &b"\n"[..]].concat());
+            (Seed::EmptyInputsGetALineEnd, MountSource::Inline(bytes)) if bytes.is_empty() => {
+                *bytes = Bytes::from_static(b"\n");
             }
             (Seed::SecretFilesAreTrimmed, MountSource::Secret(secret)) => {
                 let cut = secret.expose().len().saturating_sub(1);

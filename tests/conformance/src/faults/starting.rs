@@ -9,6 +9,7 @@ use v6_runtime::{
 };
 
 use super::runtime::Seeded;
+use super::world::Asked;
 use super::{Seed, ending, specs};
 
 /// How long a call takes that has to ask somebody before it can go on.
@@ -23,14 +24,13 @@ pub(super) async fn run(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accep
             spec.image = image;
         }
     }
-    let key = it.key(id);
-    let known = it.inner.status(id).await.ok();
-    if known.is_none() {
-        it.world.notes().asked.insert(key.clone(), asked.clone());
+    let (key, note) = (it.key(id), Asked::new(&asked));
+    if it.truth(id).is_none() {
+        it.world.notes().asked.insert(key.clone(), note.clone());
     }
     let accepted = carried_out(it, id, &spec).await?;
     if accepted == Accepted::Created {
-        it.world.notes().asked.insert(key, asked.clone());
+        it.world.notes().asked.insert(key, note);
         it.own().started.insert(id.clone());
         ending::keep_deadline(it, id, &asked);
     }
@@ -76,7 +76,7 @@ fn admitted(it: &Seeded, spec: &RunSpec) -> Result<RunSpec> {
 async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
     let run = |spec: RunSpec| async move { it.inner.run(id, &spec).await };
     let key = it.key(id);
-    let phase = it.inner.status(id).await.ok().map(|status| status.phase);
+    let phase = it.truth(id).map(|status| status.phase);
     let forced = CleanupOptions::default().with_force(true);
     let conflict = |why: &str| Err(Error::new(ErrorKind::Conflict, why));
     match it.seed {

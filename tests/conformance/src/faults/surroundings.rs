@@ -64,7 +64,10 @@ pub(super) async fn acquire(it: &Seeded) -> Result<Lease> {
 /// What a runtime shows that keeps the specs it was given, and derives `Debug` on them.
 pub(super) fn secrets(it: &Seeded) -> Vec<String> {
     let notes = it.world.notes();
-    let values = notes.asked.values().flat_map(|spec| spec.env.values());
+    let values = notes
+        .asked
+        .values()
+        .flat_map(|asked| asked.spec.env.values());
     let secrets = values.filter_map(|value| match value {
         EnvValue::Secret(secret) => Some(secret.expose().to_owned()),
         _ => None,

@@ -1,27 +1,42 @@
 //! How seeds are declared, their names, and all of them as a page.
 
 use std::fmt::{self, Write};
-use std::str::FromStr;
 
-use super::Seed;
+use super::{ELSEWHERE, Seed};
 
-/// Declares [`Seed`] from a list of groups: `Group "Title" { /// what is wrong. Name [cases] }`.
+/// Declares an enum of seeds from groups with a title:
+///
+/// ```text
+/// "Title" {
+///     /// what is wrong
+///     Name [cases that have to be red]
+/// }
+/// ```
+///
+/// Those of the in-memory runtime are [`Seed`]. Another engine that faults are made on, such as
+/// one behind a proxy, gets an enum of its own, declared the same way.
 macro_rules! seeds {
-    ($($group:ident $title:literal {
-        $(#[doc = $first:literal] $(#[doc = $more:literal])* $name:ident [$($case:ident),*])+
+    ($(#[doc = $doc:literal])+ $seed:ident: $($title:literal {
+        $(#[doc = $first:literal] $(#[doc = $more:literal])* $name:ident [$($case:ident)*])+
     })+) => {
-        /// One way in which a runtime can go wrong.
+        $(#[doc = $doc])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
-        pub enum Seed {
+        pub enum $seed {
             $($(#[doc = $first] $(#[doc = $more])* $name,)+)+
         }
 
-        impl Seed {
+        impl $seed {
             /// Every one, in groups with a title.
             #[must_use]
             pub fn groups() -> Vec<(&'static str, Vec<Self>)> {
                 vec![$(($title, vec![$(Self::$name),+])),+]
+            }
+
+            /// Every one.
+            #[must_use]
+            pub fn all() -> Vec<Self> {
+                Self::groups().into_iter().flat_map(|(_, seeds)| seeds).collect()
             }
 
             /// What is wrong, in a sentence.
@@ -39,78 +54,77 @@ macro_rules! seeds {
                     $($(Self::$name => &[$(stringify!($case)),*],)+)+
                 }
             }
+        }
 
-            pub(in crate::faults) fn variant(self) -> &'static str {
-                match self {
-                    $($(Self::$name => stringify!($name),)+)+
-                }
+        /// The name in small letters, its words joined by hyphens.
+        impl std::fmt::Display for $seed {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(&$crate::faults::table::hyphenated(&format!("{self:?}")))
+            }
+        }
+
+        impl std::str::FromStr for $seed {
+            type Err = $crate::faults::UnknownSeed;
+
+            fn from_str(name: &str) -> Result<Self, Self::Err> {
+                let known = Self::all().into_iter().find(|seed| seed.to_string() == name);
+                known.ok_or_else(|| $crate::faults::UnknownSeed::new(name, &Self::all()))
             }
         }
     };
 }
 
-impl Seed {
-    /// Every one.
-    #[must_use]
-    pub fn all() -> Vec<Self> {
-        let groups = Self::groups().into_iter();
-        groups.flat_map(|(_, seeds)| seeds).collect()
-    }
-}
-
-/// The name in small letters, its words joined by hyphens.
-impl fmt::Display for Seed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut name = String::new();
-        let mut before: Option<char> = None;
-        for letter in self.variant().chars() {
-            let digits = |c: char| c.is_ascii_digit();
-            let begins =
-                letter.is_ascii_uppercase() || digits(letter) && !before.is_some_and(digits);
-            if begins && before.is_some() {
-                name.push('-');
-            }
-            name.push(letter.to_ascii_lowercase());
-            before = Some(letter);
+/// `NameOfASeed128` as `name-of-a-seed-128`.
+pub(super) fn hyphenated(name: &str) -> String {
+    let mut words = String::new();
+    let mut before = None;
+    for letter in name.chars() {
+        let is_digit = letter.is_ascii_digit();
+        let begins = letter.is_ascii_uppercase() || is_digit;
+        let goes_on = is_digit && before.is_some_and(|c: char| c.is_ascii_digit());
+        if begins && !goes_on && before.is_some() {
+            words.push('-');
         }
-        f.pad(&name)
+        words.push(letter.to_ascii_lowercase());
+        before = Some(letter);
     }
+    words
 }
 
 /// There is no seed of this name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnknownSeed(String);
+pub struct UnknownSeed {
+    name: String,
+    known: Vec<String>,
+}
+
+impl UnknownSeed {
+    pub(super) fn new<S: ToString>(name: &str, known: &[S]) -> Self {
+        Self {
+            name: name.to_owned(),
+            known: known.iter().map(S::to_string).collect(),
+        }
+    }
+}
 
 impl fmt::Display for UnknownSeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "there is no seed {:?}; there are:", self.0)?;
-        Seed::all()
-            .into_iter()
-            .try_for_each(|seed| write!(f, " {seed}"))
+        let known = self.known.join(" ");
+        write!(f, "there is no fault {:?}; there are: {known}", self.name)
     }
 }
 
 impl std::error::Error for UnknownSeed {}
-
-impl FromStr for Seed {
-    type Err = UnknownSeed;
-
-    fn from_str(name: &str) -> Result<Self, UnknownSeed> {
-        let known = Self::all()
-            .into_iter()
-            .find(|seed| seed.to_string() == name);
-        known.ok_or_else(|| UnknownSeed(name.to_owned()))
-    }
-}
 
 /// All seeds as a page of Markdown.
 #[must_use]
 pub fn table() -> String {
     let mut page = format!(
         "# Faults\n\n\
-         The suite run on runtimes that are known to be wrong: {} faults, each a switch in the in-memory\n\
-         runtime, and beside each the cases that turn red. The self-test `tests/conformance/tests/faults.rs`\n\
-         runs every case on every fault, and fails if another case turns red, or if a case is never red.\n\n\
+         A green report says something only if the suite would be red otherwise. So it is run on runtimes that are\n\
+         known to be wrong: {} faults, each a switch in the in-memory runtime, and beside each the cases that turn red.\n\
+         The self-test `tests/conformance/tests/faults.rs` runs every case on every fault, and fails if one of these\n\
+         stays green, if another turns red, or if a case is never red.\n\n\
          Written by that test, with `V6_UPDATE=1`.\n",
         Seed::all().len()
     );
@@ -120,10 +134,20 @@ pub fn table() -> String {
             "\n## {title}\n\n| fault | what is wrong | cases |\n| --- | --- | --- |\n"
         );
         for seed in seeds {
-            let cases: Vec<String> = seed.cases().iter().map(|id| format!("`{id}`")).collect();
-            let cases = cases.join(", ");
+            let cases = listed(seed.cases());
             let _ = writeln!(page, "| {seed} | {} | {cases} |", seed.description());
         }
     }
+    page.push_str(
+        "\n## Cases that the in-memory runtime cannot run\n\n| why | cases |\n| --- | --- |\n",
+    );
+    for (why, cases) in ELSEWHERE {
+        let _ = writeln!(page, "| {why} | {} |", listed(cases));
+    }
     page
+}
+
+fn listed(cases: &[&str]) -> String {
+    let cases: Vec<String> = cases.iter().map(|id| format!("`{id}`")).collect();
+    cases.join(", ")
 }

@@ -19,7 +19,7 @@ type Item = Result<WatchEvent>;
 #[derive(Default)]
 struct Memory {
     items: usize,
-    /// Whether the connection broke, and no snapshot came since.
+    /// Whether the connection has broken.
     broken: bool,
     over: bool,
     last_end: Option<(RunId, Instant)>,
@@ -67,7 +67,7 @@ fn told(it: &Seeded, memory: &mut Memory, item: Item) -> Vec<Item> {
 }
 
 fn snapshot(it: &Seeded, memory: &mut Memory, mut runs: Vec<RunStatus>) -> Vec<Item> {
-    let again = std::mem::take(&mut memory.broken);
+    let again = memory.broken;
     match it.seed {
         Some(Seed::NoSnapshotAfterABreak) if again => return Vec::new(),
         Some(Seed::RunsAreGoneAfterABreak) if again => runs.clear(),

@@ -1,11 +1,11 @@
 //! What the values of a seeded runtime and its programs share, as an engine would.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 use v6_runtime::memory::MemoryEngine;
-use v6_runtime::{Outcome, Owner, RunId, RunSpec};
+use v6_runtime::{Outcome, Owner, RunId, RunSpec, SpecDigest};
 
 /// Whose run.
 pub(super) type Key = (Owner, RunId);
@@ -16,10 +16,27 @@ pub(super) struct World {
     notes: Mutex<Notes>,
 }
 
+/// A spec as the caller gave it.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub spec: Arc<RunSpec>,
+    /// Of that spec; every look at the run needs it.
+    pub digest: SpecDigest,
+}
+
+impl Asked {
+    pub(super) fn new(spec: &RunSpec) -> Self {
+        Self {
+            spec: Arc::new(spec.clone()),
+            digest: SpecDigest::of(spec),
+        }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Notes {
-    /// Each run's spec as the caller gave it; the engine may have got another.
-    pub asked: HashMap<Key, RunSpec>,
+    /// What each run was asked for; the engine may have got another spec.
+    pub asked: HashMap<Key, Asked>,
     /// Every owner that has connected.
     pub owners: Vec<Owner>,
     /// What a fault leaves behind at the engine.
@@ -54,5 +71,11 @@ impl World {
 
     pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.engine.fmt(f)
     }
 }
