@@ -177,6 +177,14 @@ impl View {
             .sort_by_key(|region| std::cmp::Reverse(region.at.len()));
     }
 
+    /// Where each mount is, the root left out, and whether it can be written.
+    pub(super) fn mounts(&self) -> Vec<(String, bool)> {
+        let regions = self.regions.iter().filter(|region| !region.at.is_empty());
+        regions
+            .map(|region| (region.at.clone(), region.access == Access::ReadWrite))
+            .collect()
+    }
+
     pub(super) fn read(&self, path: &str) -> io::Result<Bytes> {
         self.with(&self.followed(path)?, |place| match &place.region.storage {
             Storage::Host(root) => Ok(std::fs::read(below(root, &place.below))?.into()),

@@ -248,6 +248,12 @@ impl ProgramContext {
             .collect())
     }
 
+    /// Where something is mounted, and whether it can be written there.
+    #[must_use]
+    pub fn mounts(&self) -> Vec<(String, bool)> {
+        self.inner.view.mounts()
+    }
+
     /// Prints to standard output. Never waits for a reader.
     pub fn print(&self, bytes: impl AsRef<[u8]>) {
         self.log(LogStream::Stdout, bytes.as_ref());

@@ -11,7 +11,7 @@ use v6_runtime::{
     RuntimeExt,
 };
 
-use crate::case::{Failure, Stop};
+use crate::case::{Failure, Stop, equal};
 use crate::child::{Child, Task};
 use crate::harness::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged};
 
@@ -92,6 +92,22 @@ impl Bench {
             .ok_or_else(|| "it has no outcome".into())
     }
 
+    /// Waits until a run has ended, with this code.
+    pub(crate) async fn ends_with(&self, id: &RunId, code: i32) -> Result<(), Stop> {
+        let status = self.ended(id).await?;
+        let outcome = status.outcome().cloned();
+        Ok(equal("its end", outcome, Some(Outcome::Exited(code)))?)
+    }
+
+    /// Runs a spec to its end with code 0, and returns what it has printed.
+    pub(crate) async fn done(&self, id: &RunId, spec: &RunSpec) -> Result<String, Failure> {
+        let status = self.finish(id, spec).await?;
+        let log = self.text(id).await?;
+        let what = format!("the end of {id} ({log})");
+        equal(&what, status.outcome(), Some(&Outcome::Exited(0)))?;
+        Ok(log)
+    }
+
     pub(crate) async fn ended(&self, id: &RunId) -> Result<RunStatus, Failure> {
         match tokio::time::timeout(PATIENCE, self.runtime.wait(id)).await {
             Ok(Ok(status)) => Ok(status),
@@ -153,7 +169,14 @@ impl Bench {
 
     /// Waits until a run has printed this.
     pub(crate) async fn printed(&self, id: &RunId, text: &str) -> Result<(), Failure> {
+        let follows = self.runtime.capabilities().logs.follow;
         let waiting = async {
+            while !follows {
+                if self.text(id).await?.contains(text) {
+                    return Ok(());
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
             let options = v6_runtime::LogOptions::default().with_follow(true);
             let mut chunks = self.runtime.logs(id, options);
             let mut all = Vec::new();
@@ -175,6 +198,18 @@ impl Bench {
     /// All that a run has printed.
     pub(crate) async fn log(&self, id: &RunId) -> Result<Bytes, Failure> {
         Ok(self.runtime.logs_bytes(id, MUCH).await?)
+    }
+
+    /// All that a run has printed, as text.
+    pub(crate) async fn text(&self, id: &RunId) -> Result<String, Failure> {
+        Ok(String::from_utf8_lossy(&self.log(id).await?).into_owned())
+    }
+
+    /// Removes a run that is over.
+    pub(crate) async fn clean(&self, id: &RunId) -> Result<(), Failure> {
+        let options = CleanupOptions::default();
+        self.runtime.cleanup(id, options).await?;
+        Ok(())
     }
 
     /// Ids of all runs that the runtime lists.

@@ -218,7 +218,7 @@ pub(crate) fn core(_: &Capabilities) -> Result<(), &'static str> {
 /// name ["CLAUSE-1", "CLAUSE-2"]: "what must hold";
 /// ```
 macro_rules! cases {
-    ($($(#[$attribute:ident $(($value:expr))?])* $name:ident [$($clause:literal),+]: $claim:literal;)+) => {
+    ($($(#[$attribute:ident $(($value:expr))?])* $name:ident [$($clause:literal),+]: $claim:expr;)+) => {
         pub(crate) fn all() -> Vec<$crate::case::Case> {
             vec![$({
                 #[allow(unused_mut)]

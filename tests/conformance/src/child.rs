@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 use v6_runtime::{InputStream, Mount, MountSource, Owner, RunSpec, Runtime};
 
-use crate::bench::{Bench, output, path, run_id};
+use crate::bench::{Bench, LOOK_AGAIN, output, path, run_id};
 use crate::case::{Failure, Stop};
 use crate::harness::Harness;
 
@@ -30,7 +30,12 @@ pub(crate) enum Task {
         words: String,
         /// From now, in milliseconds.
         deadline: Option<u64>,
+        /// Whether it has the output `result`, the file `/out/result`.
+        collects: bool,
     },
+    /// Starts a run that verifies a streamed file, and tells by how many bytes giving it made this
+    /// process larger at most.
+    Give { id: String, size: usize },
     /// Starts a run whose input never comes, and waits for its record.
     HalfMake { id: String },
     /// Cancels a run.
@@ -39,6 +44,8 @@ pub(crate) enum Task {
     Lease,
     /// Collects the output `result`, and tells by how many bytes that made it larger at most.
     Collect { id: String },
+    /// Reads a log to its end, and tells the same and how many bytes it has.
+    ReadLogs { id: String },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -153,8 +160,12 @@ async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
             id,
             words,
             deadline,
+            collects,
         } => {
             let mut spec = bench.spec(&words).await?;
+            if collects {
+                spec = crate::cases::with_result(spec, 1 << 20)?;
+            }
             if let Some(after) = deadline {
                 let deadline = std::time::SystemTime::now() + Duration::from_millis(after);
                 spec = spec.with_deadline(deadline);
@@ -183,15 +194,43 @@ async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
             bench.runtime.cancel(&run_id(&id), options).await?;
         }
         Task::Lease => std::mem::forget(bench.runtime.acquire().await?),
+        Task::Give { id, size } => {
+            let stream = MountSource::Stream(crate::cases::patterned(size));
+            let spec = bench.spec(&format!("verify /in/file {size}")).await?;
+            let spec = spec.with_mount(Mount::new(stream, path("/in/file")));
+            let before = anonymous_memory()?;
+            let mut peak = before;
+            let id = run_id(&id);
+            let mut call = bench.runtime.run(&id, &spec);
+            let mut looks = tokio::time::interval(LOOK_AGAIN);
+            loop {
+                tokio::select! {
+                    accepted = &mut call => break drop(accepted?),
+                    _ = looks.tick() => peak = peak.max(anonymous_memory()?),
+                }
+            }
+            return Ok((peak - before).to_string());
+        }
         Task::Collect { id } => {
             let before = anonymous_memory()?;
             let mut peak = before;
             let mut chunks = bench.runtime.collect(&run_id(&id), &output("result"));
             while let Some(chunk) = chunks.try_next().await? {
-                drop(chunk);
                 peak = peak.max(anonymous_memory()?);
+                drop(chunk);
             }
             return Ok((peak - before).to_string());
+        }
+        Task::ReadLogs { id } => {
+            let before = anonymous_memory()?;
+            let (mut peak, mut read) = (before, 0);
+            let options = v6_runtime::LogOptions::default().with_follow(true);
+            let mut chunks = bench.runtime.logs(&run_id(&id), options);
+            while let Some(chunk) = chunks.try_next().await? {
+                peak = peak.max(anonymous_memory()?);
+                read += chunk.bytes.len();
+            }
+            return Ok(format!("{} {read}", peak - before));
         }
     }
     Ok(String::new())

@@ -6,9 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::watch;
 use v6_runtime::memory::{Allocation, ExitStatus, Process, ProgramContext};
 
-use crate::probe::pattern;
+use crate::probe::{all_values, pattern};
 
 /// As the real probe: a step could not be done.
 const STEP_FAILED: u8 = 121;
@@ -20,6 +21,8 @@ const BAD_USAGE: u8 = 122;
 struct State {
     _memory: Vec<Allocation>,
     _processes: Vec<Process>,
+    /// With which code, and after how long, the request to end ends the program.
+    ends: watch::Sender<Option<(u8, Duration)>>,
 }
 
 enum Stop {
@@ -58,8 +61,26 @@ pub async fn probe(ctx: ProgramContext) -> ExitStatus {
 
 /// The same, but for the steps that something else carries out instead.
 pub async fn probe_with(ctx: ProgramContext, instead: &dyn Instead) -> ExitStatus {
-    let words: Vec<String> = ctx.args().to_vec();
     let mut state = State::default();
+    let mut ends = state.ends.subscribe();
+    let asked_to_end = async {
+        let how = ends.wait_for(Option::is_some).await.map(|how| *how);
+        let Ok(Some((code, after))) = how else {
+            return std::future::pending().await;
+        };
+        ctx.terminated().await;
+        tokio::time::sleep(after).await;
+        ExitStatus::Code(code)
+    };
+    tokio::select! {
+        biased;
+        status = steps(&ctx, &mut state, instead) => status,
+        status = asked_to_end => status,
+    }
+}
+
+async fn steps(ctx: &ProgramContext, state: &mut State, instead: &dyn Instead) -> ExitStatus {
+    let words: Vec<String> = ctx.args().to_vec();
     for step in words.split(|word| word == "then") {
         let step: Vec<&str> = step.iter().map(String::as_str).collect();
         let (tolerant, step) = match step.as_slice() {
@@ -67,18 +88,18 @@ pub async fn probe_with(ctx: ProgramContext, instead: &dyn Instead) -> ExitStatu
             all => (false, all),
         };
         let name = step.first().copied().unwrap_or("");
-        let done = match instead.step(&ctx, step).await {
+        let done = match instead.step(ctx, step).await {
             Some(done) => done.map_err(Stop::from),
-            None => run(&ctx, &mut state, step).await,
+            None => run(ctx, state, step).await,
         };
         match done {
-            Ok(()) if tolerant => report(&ctx, &json!({"step": "try", "of": name, "ok": true})),
+            Ok(()) if tolerant => report(ctx, &json!({"step": "try", "of": name, "ok": true})),
             Ok(()) => {}
             Err(Stop::Exit(status)) => return status,
             Err(Stop::Failed(error)) if tolerant => {
                 let report_of =
                     json!({"step": "try", "of": name, "ok": false, "error": error.to_string()});
-                report(&ctx, &report_of);
+                report(ctx, &report_of);
             }
             Err(Stop::Failed(error)) => {
                 ctx.eprint(format!("probe: {name}: {error}\n"));
@@ -117,6 +138,7 @@ async fn run(ctx: &ProgramContext, state: &mut State, step: &[&str]) -> Result<(
         }
         ["stdout", size] => print(ctx, number(size)?, false).await,
         ["stderr", size] => print(ctx, number(size)?, true).await,
+        ["bytes", size] => ctx.print(all_values(number(size)?)),
         ["tick", count, pause] => {
             let pause = Duration::from_millis(number(pause)?);
             for at in 0..number::<u64>(count)? {
@@ -126,6 +148,12 @@ async fn run(ctx: &ProgramContext, state: &mut State, step: &[&str]) -> Result<(
         }
         ["sleep", time] => tokio::time::sleep(Duration::from_millis(number(time)?)).await,
         ["trap-term", "ignore"] => ctx.trap_termination(),
+        ["trap-term", "exit", code] => {
+            ctx.trap_termination();
+            state
+                .ends
+                .send_replace(Some((number(code)?, Duration::ZERO)));
+        }
         ["write", file, size] => ctx.write(file, pattern(number(size)?))?,
         ["cat", "/dev/stdin"] => {}
         ["cat", file] => ctx.print(ctx.read(file)?),
@@ -137,6 +165,10 @@ async fn run(ctx: &ProgramContext, state: &mut State, step: &[&str]) -> Result<(
         ["symlink", target, path] => ctx.symlink(target, path)?,
         ["mkdir", path] => ctx.create_dir(path)?,
         ["mkfifo", path] => ctx.mkfifo(path)?,
+        // As for a program without rights, and on a file system without links.
+        ["mknod", _] => return Err(io::Error::from(io::ErrorKind::PermissionDenied).into()),
+        ["link", ..] => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
+        ["sparse", file, size] => ctx.write(file, vec![0; number(size)?])?,
         ["remove", path] => ctx.remove(path)?,
         ["rename", from, to] => ctx.rename(from, to)?,
         ["allocate", mib] => {
@@ -161,7 +193,11 @@ async fn run(ctx: &ProgramContext, state: &mut State, step: &[&str]) -> Result<(
                 &json!({"step": "children", "started": started, "error": error}),
             );
         }
-        ["identity"] => report(ctx, &json!({"step": "identity", "env": ctx.env()})),
+        ["identity"] => identity(ctx),
+        ["processes"] => {
+            let itself = json!({"pid": 1, "ppid": 0, "name": "probe"});
+            report(ctx, &json!({"step": "processes", "processes": [itself]}));
+        }
         ["resolve", host] => {
             let addresses = ctx.addresses(host)?;
             report(
@@ -174,6 +210,21 @@ async fn run(ctx: &ProgramContext, state: &mut State, step: &[&str]) -> Result<(
         _ => return Err(Stop::Usage),
     }
     Ok(())
+}
+
+fn identity(ctx: &ProgramContext) {
+    let mount = |(point, writable): (String, bool)| {
+        let options = [if writable { "rw" } else { "ro" }];
+        json!({"point": point, "options": options, "type": "memory"})
+    };
+    let mounts: Vec<_> = ctx.mounts().into_iter().map(mount).collect();
+    report(
+        ctx,
+        &json!({
+            "step": "identity", "env": ctx.env(), "mounts": mounts,
+            "network": {"interfaces": ["lo"], "routes": [], "ipv6_addresses": []},
+        }),
+    );
 }
 
 /// In pieces, so that others get their turn.

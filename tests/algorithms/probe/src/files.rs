@@ -52,6 +52,13 @@ pub(crate) fn mkfifo(path: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+pub(crate) fn mknod(path: &str) -> Result<(), Failure> {
+    let null = rustix::fs::makedev(1, 3);
+    let mode = Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, null)?;
+    Ok(())
+}
+
 pub(crate) fn remove(path: &str) -> io::Result<()> {
     if fs::symlink_metadata(path)?.is_dir() {
         fs::remove_dir_all(path)

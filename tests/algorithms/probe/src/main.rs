@@ -37,6 +37,7 @@ steps (N, MS, MIB, CODE are decimal numbers; MS are milliseconds):
   env NAME                 the raw value of a variable, and a line end
   echo WORD...             the words on standard output; echo-err: on standard error
   stdout N, stderr N       N bytes of the pattern: 63 digits of the line's number, and a line end
+  bytes N                  N bytes on standard output: all 256 values in turn
   tick COUNT MS            COUNT lines `tick I`, MS apart
   write FILE N             a file of N bytes of the pattern, replacing what was in it
   text FILE WORD...        a file with the words, replacing what was in it
@@ -46,6 +47,8 @@ steps (N, MS, MIB, CODE are decimal numbers; MS are milliseconds):
   stat PATH                kind, size, mode, owner, link target
   list FOLDER              the names in a folder, with the same
   symlink TARGET PATH      also: mkdir PATH, mkfifo PATH, remove PATH, rename FROM TO
+  link FROM TO             a hard link; mknod PATH: a device, the null one
+  sparse FILE N            a file of N bytes of which none is stored
   wait-for PATH MS         fails unless the path is there within MS
   sleep MS                 waits; spin MS: burns a core; allocate MIB: takes memory and keeps it
   children COUNT MS        starts COUNT processes that sleep MS, and does not wait for them
@@ -164,6 +167,7 @@ fn run(state: &mut State, step: &[&str]) -> Result<Next, Failure> {
         ["echo-err", ref words @ ..] => output::error_line(&words.join(" "))?,
         ["stdout", n] => output::pattern(&mut std::io::stdout().lock(), number(n)?)?,
         ["stderr", n] => output::pattern(&mut std::io::stderr().lock(), number(n)?)?,
+        ["bytes", n] => output::bytes(number(n)?)?,
         ["tick", count, ms] => output::tick(number(count)?, millis(ms)?)?,
         ["write", path, n] => files::write_pattern(path, number(n)?)?,
         ["text", path, ref words @ ..] => std::fs::write(path, words.join(" "))?,
@@ -175,6 +179,9 @@ fn run(state: &mut State, step: &[&str]) -> Result<Next, Failure> {
         ["symlink", target, path] => std::os::unix::fs::symlink(target, path)?,
         ["mkdir", path] => std::fs::create_dir(path)?,
         ["mkfifo", path] => files::mkfifo(path)?,
+        ["link", from, to] => std::fs::hard_link(from, to)?,
+        ["mknod", path] => files::mknod(path)?,
+        ["sparse", path, n] => std::fs::File::create(path)?.set_len(number(n)?)?,
         ["remove", path] => files::remove(path)?,
         ["rename", from, to] => std::fs::rename(from, to)?,
         ["wait-for", path, ms] => files::wait_for(path, millis(ms)?)?,

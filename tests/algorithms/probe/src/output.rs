@@ -72,6 +72,20 @@ pub(crate) fn pattern(out: &mut dyn Write, length: u64) -> io::Result<()> {
     out.flush()
 }
 
+/// Bytes of all 256 values in turn on standard output, in pieces.
+pub(crate) fn bytes(length: u64) -> io::Result<()> {
+    let turn: Vec<u8> = (0..=u8::MAX).collect();
+    let piece = turn.repeat(256);
+    let mut out = io::stdout().lock();
+    let mut left = length;
+    while left > 0 {
+        let n = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+        out.write_all(&piece[..n])?;
+        left -= n as u64;
+    }
+    out.flush()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

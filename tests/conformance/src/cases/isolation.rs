@@ -1,9 +1,10 @@
 //! The floor, read from inside.
 
-use serde_json::Value;
-use v6_runtime::{Capabilities, Outcome, Runtime};
+use serde_json::{Value, json};
+use v6_runtime::{Capabilities, Mount, MountSource, Outcome, Runtime};
 
-use crate::bench::{Bench, run_id};
+use super::needs;
+use crate::bench::{Bench, path, run_id};
 use crate::case::{self, Stop, equal, holds};
 
 case::cases! {
@@ -17,8 +18,14 @@ case::cases! {
     its_system_calls_are_filtered ["FLOOR-4"]: "a system call filter is on";
     #[needs(|c: &Capabilities| c.floor.read_only_root.then_some(()).ok_or("floor.read_only_root"))]
     its_root_is_read_only ["FLOOR-5"]: "nothing of the root file system can be written; HOME and TMPDIR can";
-    #[needs(|c: &Capabilities| c.floor.no_network.then_some(()).ok_or("floor.no_network"))]
+    #[needs(needs::no_network)]
     it_has_no_network ["NET-1"]: "there is no interface but loopback, and no name or address can be reached";
+    #[needs(needs::no_network)]
+    it_sees_only_loopback ["NET-1"]: "the only interface is loopback, there is no route, and no address beyond it";
+    #[needs(needs::private)]
+    it_sees_only_its_processes ["FLOOR-6"]: "the program sees no process of the host or of another run";
+    #[needs(needs::private)]
+    it_has_only_the_mounts_asked_for ["FLOOR-6"]: "what is mounted is what was asked for, scratch, and what every container has";
     #[needs(|c: &Capabilities| c.floor.no_capabilities.then_some(()).ok_or("floor.no_capabilities"))]
     powers_are_refused ["FLOOR-1", "FLOOR-2"]: "mounting, making devices, changing user, root or host name, raw sockets: all refused";
     #[needs(|c: &Capabilities| c.resources.pids.then_some(()).ok_or("resources.pids"))]
@@ -147,11 +154,112 @@ async fn it_has_no_network(bench: Bench) -> case::Outcome {
         "connect 192.0.2.1 443",
         "connect 169.254.169.254 80",
         "connect 10.0.0.1 80",
+        "connect 127.0.0.1 53",
+        "connect 127.0.0.11 53",
         "connect 2001:db8::1 443",
+        "connect fe80::1 443",
+        "connect ::1 80",
         "resolve example.org",
+        "resolve localhost.example",
+        "resolve host.docker.internal",
+        "resolve host.containers.internal",
     ];
     for (step, ok) in tries(&bench, "network", &steps).await? {
         holds(&format!("{step} was allowed"), !ok)?;
+    }
+    Ok(())
+}
+
+async fn it_sees_only_loopback(bench: Bench) -> case::Outcome {
+    let identity = identity(&bench).await?;
+    let network = &identity["network"];
+    equal("its interfaces", &network["interfaces"], &json!(["lo"]))?;
+    equal("its routes", &network["routes"], &json!([]))?;
+    let addresses = network["ipv6_addresses"].as_array();
+    for address in addresses.ok_or("no addresses are told")? {
+        let text = address.as_str().unwrap_or_default();
+        let loopback = format!("{:0>32} ", "1");
+        holds(
+            &format!("it has the address {text}"),
+            text.starts_with(&loopback),
+        )?;
+    }
+    Ok(())
+}
+
+async fn it_sees_only_its_processes(bench: Bench) -> case::Outcome {
+    let other = run_id("other");
+    let spec = bench
+        .spec("echo ready then children 8 60000 then sleep 60000")
+        .await?;
+    bench.runtime.run(&other, &spec).await?;
+    bench.running(&other).await?;
+    bench.printed(&other, "children").await?;
+    let id = run_id("looking");
+    let log = bench.done(&id, &bench.spec("processes").await?).await?;
+    let told: Value = serde_json::from_str(&log).map_err(|error| format!("{error} in {log}"))?;
+    let processes = told["processes"]
+        .as_array()
+        .ok_or("no processes are told")?;
+    // The program, and the engine's or the backend's first process before it.
+    let few = (1..=3).contains(&processes.len());
+    holds(&format!("it sees {processes:?}"), few)?;
+    let first = processes.iter().any(|process| process["pid"] == 1);
+    holds(&format!("none of them is the first: {processes:?}"), first)?;
+    Ok(())
+}
+
+/// Where every container has something mounted, and where a backend may.
+fn is_usual(point: &str) -> bool {
+    let system = ["/proc", "/sys", "/dev", "/.v6"];
+    let files = [
+        "/",
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/run/.containerenv",
+        "/.dockerenv",
+    ];
+    let below = |above: &str| {
+        let rest = point.strip_prefix(above);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    files.contains(&point) || system.iter().any(|above| below(above))
+}
+
+async fn it_has_only_the_mounts_asked_for(bench: Bench) -> case::Outcome {
+    let declared = bench.runtime.capabilities().clone();
+    let given = Mount::new(MountSource::Inline("text".into()), path("/given/deep/file"));
+    let mut asked = vec!["/given/deep/file".to_owned()];
+    let mut spec = bench.spec("identity").await?.with_mount(given);
+    if declared.outputs.file {
+        spec = super::files::with_result(spec, 1000)?;
+        asked.push("/out/result".to_owned());
+    }
+    if declared.mounts.scratch {
+        spec = spec.with_mount(Mount::new(MountSource::Scratch(None), path("/work")));
+        asked.push("/work".to_owned());
+    }
+    let log = bench.done(&run_id("mounted"), &spec).await?;
+    let identity: Value =
+        serde_json::from_str(&log).map_err(|error| format!("{error} in {log}"))?;
+    for scratch in ["HOME", "TMPDIR"] {
+        let folder = identity["env"][scratch].as_str();
+        asked.extend(folder.map(str::to_owned));
+    }
+    let mounts = identity["mounts"].as_array().ok_or("no mounts are told")?;
+    holds("nothing is mounted", !mounts.is_empty())?;
+    for mount in mounts {
+        let point = mount["point"].as_str().ok_or("a mount without a place")?;
+        // What was asked for may be in a folder that is mounted.
+        let wanted = asked.iter().any(|place| {
+            let rest = place.strip_prefix(point);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
+        holds(
+            &format!("it was not asked for: {mount}"),
+            is_usual(point) || wanted,
+        )?;
     }
     Ok(())
 }

@@ -1,33 +1,59 @@
 //! The cases, by subject.
 
+mod cancelling;
+mod connection;
+mod crashes;
+mod deadlines;
+mod drops;
 mod egress;
 mod files;
+mod folders;
+mod inputs;
 mod isolation;
+mod leftovers;
 mod logs;
+mod needs;
 mod outcomes;
+mod owners;
+mod pulling;
 mod records;
 mod refusals;
-mod stopping;
+mod starting;
 mod surroundings;
+mod undeclared;
 mod watching;
 mod words;
+
+pub(crate) use files::with_result;
+pub(crate) use inputs::patterned;
 
 use crate::case::Case;
 
 /// Every case.
 pub(crate) fn all() -> Vec<Case> {
     [
+        starting::all(),
         records::all(),
+        leftovers::all(),
+        owners::all(),
         outcomes::all(),
         words::all(),
+        inputs::all(),
         files::all(),
+        folders::all(),
         surroundings::all(),
         logs::all(),
         watching::all(),
-        stopping::all(),
+        cancelling::all(),
+        deadlines::all(),
+        drops::all(),
+        crashes::all(),
+        connection::all(),
         isolation::all(),
         egress::all(),
         refusals::all(),
+        undeclared::all(),
+        pulling::all(),
     ]
     .concat()
 }

@@ -1,14 +1,15 @@
 //! How runs end, told apart.
 
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use v6_runtime::{
     Capabilities, Digest, ErrorKind, ImageIdentity, ImageRef, Mount, MountSource, Outcome,
-    PullPolicy, ResolvedImage, Resources, RunSpec, StartFailureCause,
+    PullPolicy, ResolvedImage, Resources, RunSpec, RunStatus, Runtime, StartFailureCause,
 };
 
 use crate::bench::{Bench, path, run_id};
-use crate::case::{self, equal, fails};
+use crate::case::{self, equal, fails, holds};
 
 case::cases! {
     exit_codes_are_exact ["LIFE-7"]: "the exit code of the program is the run's, all eight bits of it";
@@ -18,13 +19,16 @@ case::cases! {
     out_of_memory_is_told ["LIFE-7", "FLOOR-7"]: "a run that takes more memory than its limit ends as OutOfMemory";
     #[needs(|c: &Capabilities| c.outcomes.command_not_found.then_some(()).ok_or("outcomes.command_not_found"))]
     a_missing_command_is_told_from_127 ["LIFE-7"]: "a command that is not in the image is FailedToStart, a program that exits with 127 is not";
+    an_end_has_its_times ["LIFE-2", "REC-3"]: "a run that ended tells when it was made, began and ended, in that order, and the same to a later process";
     a_missing_image_is_an_outcome ["LIFE-5", "RUN-7"]: "an image that is gone when the run starts is an outcome of that run, not an error of the call";
     an_unknown_name_is_not_found ["IMG-3"]: "resolve says NotFound for a name that the engine does not have and may not ask for";
     exactly_the_resolved_image_is_told ["REC-3", "IMG-2"]: "a run's status tells the image that was resolved, digest included";
 }
 
 async fn exit_codes_are_exact(bench: Bench) -> case::Outcome {
-    for code in [0, 1, 2, 77, 125, 126, 127, 129, 137, 143, 255] {
+    for code in [
+        0, 1, 2, 77, 121, 125, 126, 127, 128, 129, 137, 139, 143, 254, 255,
+    ] {
         let outcome = bench
             .outcome(&format!("exit-{code}"), &format!("exit {code}"))
             .await?;
@@ -108,5 +112,30 @@ async fn exactly_the_resolved_image_is_told(bench: Bench) -> case::Outcome {
     equal("the image", status.image, spec.image.clone())?;
     let pinned = spec.image.clone();
     bench.runtime.prefetch(&pinned).await?;
+    Ok(())
+}
+
+async fn an_end_has_its_times(bench: Bench) -> case::Outcome {
+    let id = run_id("timed");
+    let spec = bench.spec("sleep 1200 then exit 3").await?;
+    let status = bench.finish(&id, &spec).await?;
+    let finished = status.finished.ok_or("the time of its end is not told")?;
+    let started = status.started.ok_or("the time of its start is not told")?;
+    let took = finished.duration_since(started).unwrap_or_default();
+    // Some engines tell whole seconds.
+    holds(
+        &format!("a program of 1.2 s took {took:?}"),
+        (Duration::from_millis(200)..Duration::from_secs(60)).contains(&took),
+    )?;
+    if let Some(created) = status.created {
+        let slack = started + Duration::from_secs(1);
+        holds(
+            &format!("it was made at {created:?} and began at {started:?}"),
+            created <= slack,
+        )?;
+    }
+    let later = bench.restarted().await?.runtime.status(&id).await?;
+    let times = |status: &RunStatus| (status.created, status.started, status.finished);
+    equal("its times, later", times(&later), times(&status))?;
     Ok(())
 }

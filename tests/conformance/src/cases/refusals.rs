@@ -1,165 +1,50 @@
-//! What is wrong or not declared is refused before anything is done.
-
-use std::num::{NonZeroU32, NonZeroU64};
-use std::time::{Duration, SystemTime};
+//! What is wrong is refused before anything is done.
 
 use v6_runtime::{
-    Annotations, EgressGrant, ErrorKind, Gpu, GrantName, InputStream, Mount, MountSource, Output,
-    Resources, RunSpec, Runtime, Trust,
+    Access, Annotations, EgressGrant, ErrorKind, GrantName, INLINE_MAX, Mount, MountSource, Output,
+    RunSpec, Runtime,
 };
 
+use super::files::limit;
 use crate::bench::{Bench, output, path, run_id};
-use crate::case::{self, Failure, fails, holds};
+use crate::case::{self, Failure, equal, fails, holds};
 
 case::cases! {
-    the_undeclared_is_refused ["RUN-6"]: "a spec that asks for what is not declared is refused as Unsupported, naming the field, and leaves nothing";
-    a_wrong_spec_is_refused ["RUN-6"]: "a spec that is wrong anywhere is refused as InvalidSpec, naming the field, and leaves nothing";
+    a_wrong_spec_is_refused ["RUN-6"]: "a spec that is wrong anywhere is refused as InvalidSpec, names the field, leaves nothing and makes no call";
+    a_refusal_spares_the_run ["RUN-3", "RUN-6"]: "a spec that is refused changes nothing of the run that has its id";
 }
 
-async fn refused(
+/// Fails unless the spec is refused with this kind of error, which names the field; nothing is
+/// left, and the engine was not asked.
+pub(crate) async fn refused(
     bench: &Bench,
     id: &str,
     spec: RunSpec,
     kind: ErrorKind,
     field: &str,
 ) -> Result<(), Failure> {
+    let calls = bench.harness.calls(bench.runtime.owner());
     let error = fails(id, bench.runtime.run(&run_id(id), &spec).await, kind)?;
+    let more = bench.harness.calls(bench.runtime.owner());
+    equal(&format!("calls made to the engine, {id}"), more, calls)?;
     holds(
         &format!("{id}: {error} does not name {field}"),
         error.message().contains(field),
+    )?;
+    holds(
+        &format!("{id}: {error:?} says that it may have started or can be repeated"),
+        !error.may_have_started() && !error.is_retryable(),
     )?;
     let left = bench.leftovers().await?;
     holds(&format!("{id} left behind {left:?}"), left.is_empty())
 }
 
-async fn the_undeclared_is_refused(bench: Bench) -> case::Outcome {
-    let spec = bench.spec("exit 0").await?;
-    let declared = bench.runtime.capabilities().clone();
-    let one = NonZeroU64::new(1 << 20).ok_or("not zero")?;
-    let few = NonZeroU32::new(10).ok_or("not zero")?;
-    let with = |resources: Resources| spec.clone().with_resources(resources);
-    let mounted = |source| spec.clone().with_mount(Mount::new(source, path("/x")));
-    let stream = InputStream::once(0, tokio::io::empty());
-    let wanted: Vec<(bool, &str, &str, RunSpec)> = vec![
-        (
-            declared.resources.cpu,
-            "cpu",
-            "resources.cpu_milli",
-            with(Resources::default().with_cpu_milli(few)),
-        ),
-        (
-            declared.resources.memory,
-            "memory",
-            "resources.memory_bytes",
-            with(Resources::default().with_memory_bytes(one)),
-        ),
-        (
-            declared.resources.pids,
-            "pids",
-            "resources.pids",
-            with(Resources::default().with_pids(few)),
-        ),
-        (
-            declared.resources.scratch,
-            "scratch",
-            "resources.scratch_bytes",
-            with(Resources::default().with_scratch_bytes(one)),
-        ),
-        (
-            declared.resources.gpu,
-            "gpu",
-            "resources.gpu",
-            with(Resources::default().with_gpu(Gpu::All)),
-        ),
-        (
-            declared.mounts.stream,
-            "stream",
-            "mounts",
-            mounted(MountSource::Stream(stream)),
-        ),
-        (
-            declared.mounts.host_path,
-            "host-path",
-            "mounts",
-            mounted(MountSource::HostPath("/tmp".into())),
-        ),
-        (
-            declared.mounts.volume,
-            "volume",
-            "mounts",
-            mounted(MountSource::Volume("none".into())),
-        ),
-        (
-            declared.mounts.scratch,
-            "scratch-folder",
-            "mounts",
-            mounted(MountSource::Scratch(None)),
-        ),
-        (
-            declared.mounts.scratch_limit,
-            "scratch-limit",
-            "mounts",
-            mounted(MountSource::Scratch(Some(one))),
-        ),
-        (
-            declared.outputs.file,
-            "file",
-            "outputs",
-            spec.clone()
-                .with_output(output("o"), Output::file(path("/o"), one)),
-        ),
-        (
-            declared.outputs.folder,
-            "folder",
-            "outputs",
-            spec.clone()
-                .with_output(output("o"), Output::folder(path("/o"), one)),
-        ),
-        (
-            declared.egress,
-            "egress",
-            "egress",
-            spec.clone()
-                .with_egress(EgressGrant::new(GrantName::new("g")?, "a.example", 1)?),
-        ),
-        (
-            declared.deadline,
-            "deadline",
-            "deadline",
-            spec.clone()
-                .with_deadline(SystemTime::now() + Duration::from_secs(60)),
-        ),
-        (
-            declared.grace,
-            "grace",
-            "grace",
-            spec.clone().with_grace(Duration::from_secs(3)),
-        ),
-        (
-            declared.trust,
-            "trust",
-            "trust",
-            spec.clone()
-                .with_trust(Trust::default().with_image_user(true)),
-        ),
-        (
-            declared.supplementary_groups,
-            "groups",
-            "supplementary_groups",
-            spec.clone().with_supplementary_groups([1234]),
-        ),
-    ];
-    for (declared, id, field, spec) in wanted {
-        if !declared {
-            refused(&bench, id, spec, ErrorKind::Unsupported, field).await?;
-        }
-    }
-    Ok(())
-}
-
 async fn a_wrong_spec_is_refused(bench: Bench) -> case::Outcome {
     let spec = bench.spec("exit 0").await?;
     let file = || Mount::new(MountSource::Inline(Default::default()), path("/x"));
+    let mount = |source, target: &str| Mount::new(source, path(target));
+    let with = |mount| spec.clone().with_mount(mount);
+    let large = vec![0; INLINE_MAX + 1].into();
     let long: Annotations = [("long", "x".repeat(Annotations::MAX_BYTES))]
         .into_iter()
         .collect();
@@ -183,9 +68,46 @@ async fn a_wrong_spec_is_refused(bench: Bench) -> case::Outcome {
                 .with_mount(Mount::new(MountSource::Scratch(None), path("/proc/x"))),
         ),
         ("long", "annotations", spec.clone().with_annotations(long)),
+        (
+            "large",
+            "mounts",
+            with(mount(MountSource::Inline(large), "/x")),
+        ),
+        (
+            "below-a-file",
+            "mounts",
+            with(mount(MountSource::Inline(Default::default()), "/x/y")).with_mount(file()),
+        ),
+        (
+            "same-place",
+            "mounts",
+            with(file()).with_output(output("o"), Output::file(path("/x"), limit(10)?)),
+        ),
+        (
+            "writable",
+            "mounts",
+            with(file().with_access(Access::ReadWrite)),
+        ),
+        (
+            "grants",
+            "egress",
+            spec.clone()
+                .with_egress(EgressGrant::new(GrantName::new("g")?, "a.example", 1)?)
+                .with_egress(EgressGrant::new(GrantName::new("g")?, "b.example", 1)?),
+        ),
     ];
     for (id, field, spec) in wanted {
         refused(&bench, id, spec, ErrorKind::InvalidSpec, field).await?;
     }
     Ok(())
+}
+
+async fn a_refusal_spares_the_run(bench: Bench) -> case::Outcome {
+    let id = run_id("there");
+    let spec = bench.spec("sleep 300 then exit 4").await?;
+    bench.runtime.run(&id, &spec).await?;
+    let wrong = spec.clone().with_args(["a\0b"]);
+    let again = bench.runtime.run(&id, &wrong).await;
+    fails("a wrong spec", again, ErrorKind::InvalidSpec)?;
+    bench.ends_with(&id, 4).await
 }

@@ -1,6 +1,6 @@
 //! What surrounds the program: folders of the machine, scratch space, trust, groups, usage.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use v6_runtime::{
     StartFailureCause, Trust,
 };
 
+use super::needs::volumes;
 use crate::bench::{Bench, path, run_id};
 use crate::case::{self, Failure, Stop, equal, holds};
 use crate::probe::pattern;
@@ -17,6 +18,12 @@ const MIB: u64 = 1 << 20;
 
 fn host_path(c: &Capabilities) -> Result<(), &'static str> {
     c.mounts.host_path.then_some(()).ok_or("mounts.host_path")
+}
+
+/// That it is kept shows only in what was used.
+fn cpu(c: &Capabilities) -> Result<(), &'static str> {
+    let both = c.resources.cpu && c.usage;
+    both.then_some(()).ok_or("resources.cpu with usage")
 }
 
 /// Groups mean something only where there are users.
@@ -39,6 +46,12 @@ case::cases! {
     trust_is_what_opens_the_root ["FLOOR-5"]: "the root file system can be written by an image that is trusted to, and by no other";
     #[needs(groups)]
     further_groups_are_given ["RUN-6"]: "the program has the group ids that the spec names";
+    #[needs(volumes)]
+    volumes_are_mounted ["FLOOR-6"]: "a named volume is read byte for byte, and cannot be changed where it is mounted read-only";
+    #[needs(volumes)]
+    a_missing_volume_is_an_outcome ["RUN-7"]: "a volume that the engine does not have is the outcome MountUnusable, and is not made";
+    #[needs(cpu)]
+    a_processor_limit_binds ["FLOOR-7"]: "a program that never waits gets no more of a processor than its limit";
     #[needs(|c: &Capabilities| c.usage.then_some(()).ok_or("usage"))]
     usage_is_told ["RUN-6"]: "processor time and peak memory of a run are told after its end";
 }
@@ -107,15 +120,72 @@ async fn host_paths_are_mounted(bench: Bench) -> case::Outcome {
 }
 
 async fn a_missing_host_path_is_an_outcome(bench: Bench) -> case::Outcome {
-    let nowhere = Path::new("/v6-conformance/no/such/path");
-    let spec = bench.spec("exit 0").await?.with_mount(at(nowhere, "/data"));
-    let status = bench.finish(&run_id("nowhere"), &spec).await?;
+    // Of this case alone: there are engines that would make it, and then it is there.
+    let nowhere = format!("/v6-conformance/{}/path", bench.runtime.owner());
+    let spec = bench.spec("exit 0").await?;
+    is_unusable(&bench, spec.with_mount(at(Path::new(&nowhere), "/data"))).await
+}
+
+async fn is_unusable(bench: &Bench, spec: RunSpec) -> case::Outcome {
+    let status = bench.finish(&run_id("unusable"), &spec).await?;
     match status.outcome() {
         Some(Outcome::FailedToStart(failure)) => {
             equal("its cause", failure.cause, StartFailureCause::MountUnusable)?;
         }
         other => return Err(format!("wanted FailedToStart, got {other:?}").into()),
     }
+    Ok(())
+}
+
+async fn a_missing_volume_is_an_outcome(bench: Bench) -> case::Outcome {
+    let nowhere = format!("{}-no-such-volume", bench.runtime.owner());
+    // Twice: the first must not have made it.
+    for round in 0..2 {
+        let source = MountSource::Volume(nowhere.clone());
+        let spec = bench.spec("exit 0").await?;
+        let outcome = is_unusable(&bench, spec.with_mount(Mount::new(source, path("/data")))).await;
+        if let Err(Stop::Failed(failure)) = outcome {
+            return Err(format!("attempt {round}: {failure}").into());
+        }
+        bench.clean(&run_id("unusable")).await?;
+    }
+    Ok(())
+}
+
+async fn volumes_are_mounted(bench: Bench) -> case::Outcome {
+    let (name, _volume) = bench.volume().await?;
+    let outcome = reads_volume(&bench, &name).await;
+    // The volume cannot be removed while a run has it.
+    bench.tidy().await?;
+    outcome
+}
+
+async fn reads_volume(bench: &Bench, name: &str) -> case::Outcome {
+    let id = run_id("volume");
+    let words = "verify /data/data 1000 then try write /data/data 3 then try write /data/made 3 \
+                 then try remove /data/data then verify /data/data 1000";
+    let mount = Mount::new(MountSource::Volume(name.to_owned()), path("/data"));
+    let spec = bench.spec(words).await?.with_mount(mount);
+    let log = bench.done(&id, &spec).await?;
+    let allowed = log.contains("\"ok\":true");
+    holds(&format!("something was allowed: {log}"), !allowed)?;
+    Ok(())
+}
+
+async fn a_processor_limit_binds(bench: Bench) -> case::Outcome {
+    let quarter = NonZeroU32::new(250).ok_or("250 is not zero")?;
+    let spec = bench.spec("spin 2000").await?;
+    let spec = spec.with_resources(Resources::default().with_cpu_milli(quarter));
+    let status = bench.finish(&run_id("spinning"), &spec).await?;
+    let used = status
+        .usage
+        .cpu
+        .ok_or("the use of the processor is not told")?;
+    // 500 ms; without the limit 2 s, unless the machine has much else to do.
+    holds(
+        &format!("in 2 s it used {used:?} with a limit of a quarter"),
+        used < Duration::from_millis(1200),
+    )?;
     Ok(())
 }
 

@@ -1,21 +1,25 @@
 //! Following runs.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use v6_runtime::{CleanupOptions, Outcome, RunStatus, Runtime, Tracker, WatchEvent};
 
 use crate::bench::{Bench, run_id};
-use crate::case::{self, equal, holds};
-use crate::harness::Fault;
+use crate::case::{self, Failure, equal, holds};
 
 case::cases! {
     a_watch_begins_with_everything ["WATCH-1"]: "a watch begins with a snapshot of every run, finished ones too, whenever it is opened";
     every_end_is_seen ["LIFE-3"]: "a watcher sees the end of each run, also of runs that end together and of such that are over at once";
     phases_never_go_back ["LIFE-1"]: "the rank of a run's phase never falls in the eyes of a watcher";
     a_removed_run_is_told ["WATCH-1"]: "a watcher is told of a run that is cleaned up";
-    a_broken_connection_is_no_verdict ["LIFE-6", "WATCH-2"]: "after the connection to the engine broke, the watch comes back with a snapshot, and no run has changed for it";
     a_dropped_watch_leaves_runs_alone ["LIFE-4", "ANY-1"]: "dropping a watch has no effect on runs and other watchers";
+    two_runs_may_end_in_one_tick ["LIFE-3"]: "two runs that end at the same moment are both seen to end, each with its own outcome";
+    a_run_may_be_over_before_the_first_look ["LIFE-1", "LIFE-6", "WATCH-1"]: "a run that ends before anybody looks is simply Finished, for status, list and watch";
+    a_slow_watcher_delays_nobody ["WATCH-3"]: "a watcher that does not read delays no run and no other watcher, and learns in the end what there is";
+    #[should]
+    watching_costs_no_calls_per_run ["ANY-5"]: "while runs run and are watched, the calls to the engine do not grow with their number";
 }
 
 async fn a_watch_begins_with_everything(bench: Bench) -> case::Outcome {
@@ -62,7 +66,7 @@ async fn every_end_is_seen(bench: Bench) -> case::Outcome {
         waits.push(async move { (number, tracker.wait(&id).await) });
     }
     let all = futures_util::future::join_all(waits);
-    let all = tokio::time::timeout(std::time::Duration::from_secs(60), all).await;
+    let all = tokio::time::timeout(Duration::from_secs(60), all).await;
     for (number, status) in all.map_err(|_| "not every end was seen")? {
         equal(
             "its end",
@@ -100,9 +104,9 @@ async fn phases_never_go_back(bench: Bench) -> case::Outcome {
                 )?;
             }
         }
-        Ok::<_, case::Failure>(())
+        Ok::<_, Failure>(())
     };
-    let limit = std::time::Duration::from_secs(60);
+    let limit = Duration::from_secs(60);
     tokio::time::timeout(limit, watching)
         .await
         .map_err(|_| "the ends were not seen")??;
@@ -121,57 +125,17 @@ async fn a_removed_run_is_told(bench: Bench) -> case::Outcome {
     let watching = async {
         loop {
             match events.try_next().await? {
-                Some(WatchEvent::Removed(gone)) if gone == id => return Ok::<_, case::Failure>(()),
+                Some(WatchEvent::Removed(gone)) if gone == id => return Ok::<_, Failure>(()),
                 Some(WatchEvent::Snapshot(runs)) if runs.is_empty() => return Ok(()),
                 Some(_) => {}
                 None => return Err("the watch ended".into()),
             }
         }
     };
-    let limit = std::time::Duration::from_secs(30);
+    let limit = Duration::from_secs(30);
     tokio::time::timeout(limit, watching)
         .await
         .map_err(|_| "nothing was told")??;
-    Ok(())
-}
-
-async fn a_broken_connection_is_no_verdict(bench: Bench) -> case::Outcome {
-    let id = run_id("through");
-    bench
-        .runtime
-        .run(&id, &bench.spec("sleep 2500 then exit 4").await?)
-        .await?;
-    bench.running(&id).await?;
-    let mut events = bench.runtime.watch();
-    let _ = events.try_next().await?;
-    let _cut = bench.inject(Fault::Cut).await?;
-    let watching = async {
-        loop {
-            match events.try_next().await {
-                Ok(Some(WatchEvent::Snapshot(runs))) => return Ok::<_, case::Failure>(runs),
-                Ok(Some(_)) => {}
-                Ok(None) => return Err("the watch ended".into()),
-                Err(error) => holds("the watch's error is final", error.is_retryable())?,
-            }
-        }
-    };
-    let limit = std::time::Duration::from_secs(30);
-    let runs = tokio::time::timeout(limit, watching)
-        .await
-        .map_err(|_| "no new snapshot came")??;
-    equal("runs in it", runs.len(), 1)?;
-    // It may be over by now, but only as it was to be.
-    let told = runs.first().and_then(RunStatus::outcome);
-    holds(
-        &format!("the snapshot tells of its end as {told:?}"),
-        told.is_none_or(|outcome| *outcome == Outcome::Exited(4)),
-    )?;
-    let status = bench.ended(&id).await?;
-    equal(
-        "its end",
-        status.outcome().cloned(),
-        Some(Outcome::Exited(4)),
-    )?;
     Ok(())
 }
 
@@ -191,6 +155,161 @@ async fn a_dropped_watch_leaves_runs_alone(bench: Bench) -> case::Outcome {
         "its end",
         status.outcome().cloned(),
         Some(Outcome::Exited(2)),
+    )?;
+    Ok(())
+}
+
+async fn two_runs_may_end_in_one_tick(bench: Bench) -> case::Outcome {
+    let ids = [run_id("left"), run_id("right")];
+    let specs = [
+        bench.spec("sleep 1500 then exit 3").await?,
+        bench.spec("sleep 1500 then exit 4").await?,
+    ];
+    for round in 0..3 {
+        let mut events = bench.runtime.watch();
+        tokio::try_join!(
+            bench.runtime.run(&ids[0], &specs[0]),
+            bench.runtime.run(&ids[1], &specs[1]),
+        )?;
+        let watching = async {
+            let mut ends = BTreeMap::new();
+            while ends.len() < ids.len() {
+                let runs = match events.try_next().await? {
+                    Some(WatchEvent::Snapshot(runs)) => runs,
+                    Some(WatchEvent::Changed(run)) => vec![*run],
+                    Some(_) => continue,
+                    None => return Err("the watch ended".into()),
+                };
+                for run in runs {
+                    if let Some(outcome) = run.outcome() {
+                        ends.insert(run.id.to_string(), outcome.clone());
+                    }
+                }
+            }
+            Ok::<_, Failure>(ends)
+        };
+        let ends = tokio::time::timeout(Duration::from_secs(60), watching).await;
+        let ends = ends.map_err(|_| format!("round {round}: not both ends were seen"))??;
+        let wanted = [("left", 3), ("right", 4)]
+            .map(|(id, code)| (id.to_owned(), Outcome::Exited(code)))
+            .into();
+        equal("their ends", ends, wanted)?;
+        for id in &ids {
+            bench.clean(id).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn a_run_may_be_over_before_the_first_look(bench: Bench) -> case::Outcome {
+    let id = run_id("over");
+    let spec = bench.spec("exit 0").await?;
+    bench.runtime.run(&id, &spec).await?;
+    // Somebody else waits for it; those who look then have never looked before.
+    bench.restarted().await?.ends_with(&id, 0).await?;
+    let status = bench.runtime.status(&id).await?;
+    equal("status", status.outcome(), Some(&Outcome::Exited(0)))?;
+    let lister = bench.restarted().await?;
+    let listed: Vec<RunStatus> = lister.runtime.list().try_collect().await?;
+    let ends: Vec<_> = listed.iter().map(RunStatus::outcome).collect();
+    equal("list", ends, vec![Some(&Outcome::Exited(0))])?;
+    let watcher = bench.restarted().await?;
+    match watcher.runtime.watch().try_next().await? {
+        Some(WatchEvent::Snapshot(runs)) => {
+            let ends: Vec<_> = runs.iter().map(RunStatus::outcome).collect();
+            equal("watch", ends, vec![Some(&Outcome::Exited(0))])?;
+        }
+        other => return Err(format!("wanted a snapshot first, got {other:?}").into()),
+    }
+    Ok(())
+}
+
+async fn a_slow_watcher_delays_nobody(bench: Bench) -> case::Outcome {
+    let mut slow = bench.runtime.watch();
+    let _ = slow.try_next().await?;
+    let runs = (0..10).map(|number| {
+        let bench = bench.clone();
+        async move {
+            let id = run_id(&format!("run-{number}"));
+            let spec = bench.spec(&format!("exit {number}")).await?;
+            bench.runtime.run(&id, &spec).await?;
+            bench.ends_with(&id, number).await?;
+            // Every other one is gone before the slow one reads on.
+            if number % 2 == 0 {
+                bench.clean(&id).await?;
+            }
+            Ok::<_, case::Stop>(())
+        }
+    });
+    for run in futures_util::future::join_all(runs).await {
+        run?;
+    }
+    let wanted: BTreeMap<String, Outcome> = (0..10)
+        .filter(|number| number % 2 == 1)
+        .map(|number| (format!("run-{number}"), Outcome::Exited(number)))
+        .collect();
+    let reading = async {
+        let mut known: BTreeMap<String, Option<Outcome>> = BTreeMap::new();
+        loop {
+            let ends = known
+                .iter()
+                .map(|(id, end)| Some((id.clone(), end.clone()?)))
+                .collect::<Option<BTreeMap<_, _>>>();
+            if ends.as_ref() == Some(&wanted) {
+                return Ok::<_, Failure>(());
+            }
+            match slow.try_next().await? {
+                Some(WatchEvent::Snapshot(runs)) => {
+                    known = runs
+                        .iter()
+                        .map(|run| (run.id.to_string(), run.outcome().cloned()))
+                        .collect();
+                }
+                Some(WatchEvent::Changed(run)) => {
+                    known.insert(run.id.to_string(), run.outcome().cloned());
+                }
+                Some(WatchEvent::Removed(id)) => drop(known.remove(id.as_str())),
+                Some(_) => {}
+                None => return Err("the watch ended".into()),
+            }
+        }
+    };
+    let read = tokio::time::timeout(Duration::from_secs(30), reading).await;
+    read.map_err(|_| "the slow watcher never learns what there is")??;
+    Ok(())
+}
+
+/// The calls made in a second in which runs run and are watched, and nothing happens.
+async fn idle_calls(bench: &Bench, from: u32, to: u32) -> Result<u64, case::Stop> {
+    for number in from..to {
+        let id = run_id(&format!("idle-{number}"));
+        let spec = bench.spec("sleep 60000").await?;
+        bench.runtime.run(&id, &spec).await?;
+    }
+    for number in from..to {
+        bench.running(&run_id(&format!("idle-{number}"))).await?;
+    }
+    // What the starts were followed by.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = bench.calls()?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(bench.calls()? - before)
+}
+
+async fn watching_costs_no_calls_per_run(bench: Bench) -> case::Outcome {
+    bench.calls()?;
+    let mut watches = Vec::new();
+    for _ in 0..5 {
+        let mut events = bench.runtime.watch();
+        let _ = events.try_next().await?;
+        watches.push(events);
+    }
+    let few = idle_calls(&bench, 0, 2).await?;
+    let many = idle_calls(&bench, 2, 20).await?;
+    // A call now and then, of a watch that makes sure, may fall into one second and not the other.
+    holds(
+        &format!("{few} calls in a second with 2 runs, {many} with 20"),
+        many <= few + 3,
     )?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use v6_runtime::memory::{MemoryEngine, MemoryImage};
-use v6_runtime::{Floor, ImageRef, Owner, Result, RunId, Runtime};
+use v6_runtime::{Capabilities, Floor, ImageRef, Owner, Result, RunId, Runtime};
 
 use super::Seed;
 use super::program::Pretended;
@@ -17,7 +17,8 @@ use crate::probe_memory::probe_with;
 
 /// A harness for the in-memory runtime with one fault in it, or with none.
 ///
-/// The runtime declares more than memory has: the whole isolation floor, and usage. A program
+/// The runtime declares more than memory has: the whole isolation floor, limits of processor time,
+/// and usage. A program
 /// there is a closure and has no kernel around it, so what it says of one is pretended. That
 /// shows nothing about isolation, and all about the cases that look for it: they are green as long
 /// as the pretence is good, and each has to be red when a fault spoils it.
@@ -45,10 +46,18 @@ impl SeededHarness {
         Self::with(None)
     }
 
+    /// The same, declaring nothing beyond the core: for the cases about what is not declared.
+    #[must_use]
+    pub fn declaring_nothing(self) -> Self {
+        self.world.engine.set_capabilities(Capabilities::none());
+        self
+    }
+
     fn with(seed: Option<Seed>) -> std::io::Result<Self> {
         let engine = MemoryEngine::new();
         let mut capabilities = MemoryEngine::all_capabilities();
         capabilities.floor = Floor::all();
+        capabilities.resources.cpu = true;
         capabilities.usage = true;
         engine.set_capabilities(capabilities);
         let world = Arc::new(World::new(engine));

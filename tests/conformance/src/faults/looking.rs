@@ -74,10 +74,7 @@ pub(super) fn seen(it: &Seeded, mut status: RunStatus) -> Option<RunStatus> {
             status.deadline = asked.spec.deadline;
         }
     }
-    let took = status.finished.zip(status.started);
-    let took = took.and_then(|(end, start)| end.duration_since(start).ok());
-    // Memory does not count it; what runs there has a processor of its own.
-    status.usage.cpu = took.filter(|_| !it.has(Seed::ProcessorTimeIsNotTold));
+    status.usage.cpu = used(it, &status);
     if let RunPhase::Finished(outcome) = status.phase {
         status.phase = RunPhase::Finished(told(it, &status.id, outcome));
     }
@@ -128,6 +125,19 @@ pub(super) fn seen(it: &Seeded, mut status: RunStatus) -> Option<RunStatus> {
         _ => {}
     }
     Some(status)
+}
+
+/// Processor time, which memory does not count: a program there has a processor of its own.
+fn used(it: &Seeded, status: &RunStatus) -> Option<Duration> {
+    let (end, start) = status.finished.zip(status.started)?;
+    let took = end.duration_since(start).ok()?;
+    let asked = it.world.notes().asked.get(&it.key(&status.id)).cloned();
+    let limit = asked.and_then(|asked| asked.spec.resources.cpu_milli);
+    match it.seed {
+        Some(Seed::ProcessorTimeIsNotTold) => None,
+        Some(Seed::ProcessorLimitIsIgnored) => Some(took),
+        _ => Some(limit.map_or(took, |milli| took * milli.get() / 1000)),
+    }
 }
 
 const ABANDONED: RunPhase = RunPhase::Pending(Pending::Abandoned);

@@ -38,6 +38,11 @@ impl Instead for Pretended {
                     &json!({"step": "attempt", "what": what, "allowed": allowed}),
                 );
             }
+            ["processes"] if self.seed == Some(Seed::ProcessesAreSeen) => {
+                let seen = |pid| json!({"pid": pid, "ppid": 1, "name": "somebody else's"});
+                let all: Vec<Value> = (1..30).map(seen).collect();
+                report(ctx, &json!({"step": "processes", "processes": all}));
+            }
             ["spin", time] => {
                 let time = time.parse().ok()?;
                 tokio::time::sleep(Duration::from_millis(time)).await;
@@ -89,7 +94,29 @@ impl Pretended {
             "seccomp": if has(Seed::SystemCallsAreNotFiltered) { 0 } else { 2 },
             "cwd": ctx.workdir(),
             "env": env,
+            "mounts": self.mounts(ctx),
+            "network": {
+                "interfaces": if has(Seed::ThereIsAnotherInterface) { json!(["lo", "eth0"]) } else { json!(["lo"]) },
+                "routes": if has(Seed::ThereIsARoute) { json!(["eth0 00000000 010011AC"]) } else { json!([]) },
+                "ipv6_addresses": if has(Seed::ThereIsAnAddress) {
+                    json!(["fe80000000000000000000000000beef 02 40 20 80 eth0"])
+                } else {
+                    json!([])
+                },
+            },
         })
+    }
+
+    fn mounts(&self, ctx: &ProgramContext) -> Vec<Value> {
+        let mut mounts = ctx.mounts();
+        if self.seed == Some(Seed::TheHostIsMounted) {
+            mounts.push(("/var/run/docker.sock".to_owned(), true));
+        }
+        let mount = |(point, writable): (String, bool)| {
+            let options = [if writable { "rw" } else { "ro" }];
+            json!({"point": point, "options": options, "type": "memory"})
+        };
+        mounts.into_iter().map(mount).collect()
     }
 
     fn allows(&self, what: &str) -> bool {

@@ -164,6 +164,8 @@ seeds! {
         GroupsAreIgnored [further_groups_are_given]
         /// Who gets further groups gets root's too.
         GroupsIncludeRoots [further_groups_are_given]
+        /// `resources.cpu` is declared, and the limit ignored.
+        ProcessorLimitIsIgnored [a_processor_limit_binds]
         /// `usage` is declared, and processor time not told.
         ProcessorTimeIsNotTold [usage_is_told]
         /// `usage` is declared, and peak memory not told.
@@ -420,6 +422,16 @@ seeds! {
         AddressesCanBeReached [it_has_no_network]
         /// Names are resolved.
         NamesAreResolved [it_has_no_network]
+        /// There is an interface beside loopback.
+        ThereIsAnotherInterface [it_sees_only_loopback]
+        /// There is a route.
+        ThereIsARoute [it_sees_only_loopback]
+        /// An interface has an address of the network.
+        ThereIsAnAddress [it_sees_only_loopback]
+        /// The program sees processes that are not its own.
+        ProcessesAreSeen [it_sees_only_its_processes]
+        /// The engine's socket is mounted.
+        TheHostIsMounted [it_has_only_the_mounts_asked_for]
         /// User and group can be changed.
         UserCanBeChanged [powers_are_refused]
         /// File systems can be mounted.

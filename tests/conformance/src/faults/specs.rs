@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use v6_runtime::{
-    Access, ContainerPath, EnvValue, InputStream, Mount, MountSource, Output, OutputKind,
-    OutputName, RunSpec, Secret, Trust,
+    Access, Capabilities, ContainerPath, EnvValue, InputStream, Mount, MountSource, Output,
+    OutputKind, OutputName, RunSpec, Secret, Trust,
 };
 
 use super::Seed;
@@ -35,6 +35,32 @@ pub(super) fn altered(seed: Option<Seed>, mut spec: RunSpec) -> RunSpec {
     limits(seed, &mut spec);
     mounts(seed, &mut spec);
     outputs(seed, &mut spec);
+    spec
+}
+
+/// What is left of a spec where everything that is not declared is ignored.
+pub(super) fn without_the_undeclared(declared: &Capabilities, mut spec: RunSpec) -> RunSpec {
+    let plain = RunSpec::new(spec.image.clone());
+    // One after the other, until nothing is refused any more.
+    let without: [fn(&mut RunSpec, &RunSpec); 8] = [
+        |spec, _| {
+            spec.mounts
+                .retain(|mount| matches!(mount.source, MountSource::Inline(_)))
+        },
+        |spec, plain| spec.outputs = plain.outputs.clone(),
+        |spec, plain| spec.resources = plain.resources.clone(),
+        |spec, plain| spec.egress = plain.egress.clone(),
+        |spec, plain| spec.deadline = plain.deadline,
+        |spec, plain| spec.grace = plain.grace,
+        |spec, plain| spec.trust = plain.trust,
+        |spec, plain| spec.supplementary_groups = plain.supplementary_groups.clone(),
+    ];
+    for ignore in without {
+        if declared.admit(&spec).is_ok() {
+            break;
+        }
+        ignore(&mut spec, &plain);
+    }
     spec
 }
 

@@ -45,8 +45,7 @@ fn admitted(it: &Seeded, spec: &RunSpec) -> Result<RunSpec> {
     let mut mended = spec.clone();
     match (it.seed, error.kind()) {
         (Some(Seed::UndeclaredIsIgnored), ErrorKind::Unsupported) => {
-            mended.resources.cpu_milli = None;
-            mended.resources.gpu = None;
+            mended = specs::without_the_undeclared(it.inner.capabilities(), mended);
             Ok(mended)
         }
         (Some(Seed::WrongIsMended), ErrorKind::InvalidSpec) => {
