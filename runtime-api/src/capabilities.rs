@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Error, MountSource, OutputKind, Result, RunSpec};
+use crate::{Error, LogOptions, MountSource, OutputKind, Result, RunSpec};
 
 /// What one connected runtime can do. Settled while connecting, then constant.
 ///
@@ -166,6 +166,27 @@ impl Capabilities {
             "supplementary_groups",
             "further groups",
         )
+    }
+
+    /// Whether this runtime can read logs so. Every backend that does not declare all of it calls
+    /// it first in `logs`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported), naming the field.
+    pub fn admit_logs(&self, options: &LogOptions) -> Result<()> {
+        let LogOptions {
+            follow,
+            since,
+            limit_bytes: _,
+        } = options;
+        if *follow && !self.logs.follow {
+            return Err(Error::unsupported("follow", "following a log"));
+        }
+        if since.is_some() && !self.logs.since {
+            let what = "reading a log from a position";
+            return Err(Error::unsupported("since", what));
+        }
+        Ok(())
     }
 }
 

@@ -177,6 +177,15 @@ impl MemoryEngine {
         Ok(self.state().images.add(&reference, image))
     }
 
+    /// The same, and the engine has the image already.
+    ///
+    /// # Errors
+    /// As [`add_image`](Self::add_image).
+    pub fn load(&self, name: &str, image: MemoryImage) -> Result<ResolvedImage> {
+        let reference = ImageRef::parse(name)?;
+        Ok(self.state().images.load(&reference, image))
+    }
+
     /// Lets the registry answer so when this image is asked for or fetched; `None` mends it. What
     /// the engine has already can be run all the same.
     ///

@@ -189,6 +189,15 @@ impl Images {
         resolved(reference, digest)
     }
 
+    /// The same, and the engine has it too.
+    pub(super) fn load(&mut self, reference: &ImageRef, image: MemoryImage) -> ResolvedImage {
+        let image = self.add(reference, image);
+        let digest = image.identity.digest();
+        self.local.insert(digest.clone());
+        self.local_names.insert(reference.clone(), digest.clone());
+        image
+    }
+
     pub(super) fn set_fault(&mut self, reference: ImageRef, fault: Option<RegistryFault>) {
         match fault {
             Some(fault) => drop(self.faults.insert(reference, fault)),

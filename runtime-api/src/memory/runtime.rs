@@ -232,6 +232,7 @@ impl Runtime for MemoryRuntime {
     }
 
     fn logs(&self, id: &RunId, options: LogOptions) -> ResultStream<LogChunk> {
+        let admitted = self.0.capabilities.admit_logs(&options);
         let since = options.since.as_ref().map_or(Ok(0), log::parse);
         let reader = LogReader {
             engine: self.0.engine.clone(),
@@ -245,6 +246,7 @@ impl Runtime for MemoryRuntime {
         };
         let id = id.clone();
         let chunks = async move {
+            admitted?;
             let reader = LogReader {
                 position: since?,
                 ..reader

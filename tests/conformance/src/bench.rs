@@ -171,11 +171,11 @@ impl Bench {
     pub(crate) async fn printed(&self, id: &RunId, text: &str) -> Result<(), Failure> {
         let follows = self.runtime.capabilities().logs.follow;
         let waiting = async {
-            while !follows {
-                if self.text(id).await?.contains(text) {
-                    return Ok(());
+            if !follows {
+                while !self.text(id).await?.contains(text) {
+                    tokio::time::sleep(LOOK_AGAIN).await;
                 }
-                tokio::time::sleep(LOOK_AGAIN).await;
+                return Ok(());
             }
             let options = v6_runtime::LogOptions::default().with_follow(true);
             let mut chunks = self.runtime.logs(id, options);
@@ -256,11 +256,20 @@ impl Bench {
         }))
     }
 
+    /// The bytes of a large file.
+    pub(crate) fn large(&self) -> usize {
+        self.harness.large()
+    }
+
+    /// Whether there can be a [`child`](Self::child).
+    pub(crate) fn outlives_us(&self) -> Result<(), Stop> {
+        let outlives = self.harness.outlives_us();
+        outlives.then_some(()).ok_or(Stop::NoHook("outlives_us"))
+    }
+
     /// The suite's own program once more, at work on this.
     pub(crate) async fn child(&self, task: Task) -> Result<Child, Stop> {
-        if !self.harness.outlives_us() {
-            return Err(Stop::NoHook("outlives_us"));
-        }
+        self.outlives_us()?;
         Ok(Child::start(&self.owner, task).await?)
     }
 

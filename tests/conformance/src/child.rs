@@ -205,7 +205,10 @@ async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
             let mut looks = tokio::time::interval(LOOK_AGAIN);
             loop {
                 tokio::select! {
-                    accepted = &mut call => break drop(accepted?),
+                    accepted = &mut call => {
+                        accepted?;
+                        break;
+                    }
                     _ = looks.tick() => peak = peak.max(anonymous_memory()?),
                 }
             }
@@ -240,6 +243,12 @@ async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
 pub(crate) fn half_made(spec: RunSpec, reader: tokio::io::DuplexStream) -> RunSpec {
     let stream = MountSource::Stream(InputStream::once(1000, reader));
     spec.with_mount(Mount::new(stream, path("/in/file")))
+}
+
+/// Whether this machine tells how large a process is.
+pub(crate) fn can_measure() -> Result<(), Stop> {
+    let told = anonymous_memory().map(drop);
+    told.map_err(|failure| Stop::Environment(failure.to_string()))
 }
 
 /// Bytes of memory of this process that no file stands behind.

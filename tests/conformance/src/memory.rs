@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use v6_runtime::memory::{Disturbance, ExitStatus, MemoryEngine, MemoryImage, RegistryFault};
-use v6_runtime::{ImageRef, Owner, PullPolicy, Result, RunId, Runtime};
+use v6_runtime::{Capabilities, ImageRef, Owner, Result, RunId, Runtime};
 
 use crate::harness::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged, Untouched};
 use crate::probe::pattern;
@@ -37,7 +37,7 @@ impl MemoryHarness {
     /// This engine, with this image for the probe's.
     pub(crate) fn of(engine: MemoryEngine, probe: MemoryImage) -> std::io::Result<Self> {
         engine
-            .add(PROBE, probe.clone())
+            .load(PROBE, probe.clone())
             .map_err(std::io::Error::other)?;
         Ok(Self {
             engine,
@@ -45,6 +45,16 @@ impl MemoryHarness {
             folder: tempfile::tempdir()?,
             names: AtomicU32::new(0),
         })
+    }
+
+    /// A new engine that can do only this much.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_capabilities(capabilities: Capabilities) -> std::io::Result<Self> {
+        let harness = Self::new()?;
+        harness.engine.set_capabilities(capabilities);
+        Ok(harness)
     }
 
     /// The engine behind it.
@@ -139,18 +149,12 @@ impl Harness for MemoryHarness {
 
     async fn move_tag(&self, owner: &Owner, to: Tagged) -> Result<Option<ImageRef>> {
         let name = format!("localhost/moved/{owner}:1");
-        match to {
-            Tagged::Probe => self.engine.add(&name, self.probe.clone())?,
-            Tagged::Other => self
-                .engine
-                .add_image(&name, |_| async { ExitStatus::Code(OTHER) })?,
+        let image = match to {
+            Tagged::Probe => self.probe.clone(),
+            Tagged::Other => MemoryImage::new(|_| async { ExitStatus::Code(OTHER) }),
         };
-        let name = ImageRef::parse(&name)?;
-        // Fetched by somebody else, so that the owner's calls are not counted for it.
-        let mover = self.engine.runtime(Owner::new(format!("{owner}-mover"))?);
-        let image = mover.resolve(&name, PullPolicy::Always).await?;
-        mover.prefetch(&image).await?;
-        Ok(Some(name))
+        self.engine.load(&name, image)?;
+        Ok(Some(ImageRef::parse(&name)?))
     }
 
     async fn registries(&self) -> Result<Option<Registries>> {

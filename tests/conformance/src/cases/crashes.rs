@@ -187,7 +187,10 @@ async fn a_killed_holder_frees_the_lease(bench: Bench) -> case::Outcome {
     let freed = async {
         loop {
             match bench.runtime.acquire().await {
-                Ok(lease) => return Ok::<_, Failure>(drop(lease)),
+                Ok(lease) => {
+                    drop(lease);
+                    return Ok::<_, Failure>(());
+                }
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }

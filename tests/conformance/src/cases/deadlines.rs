@@ -96,7 +96,7 @@ async fn a_past_deadline_starts_nothing(bench: Bench) -> case::Outcome {
 
 async fn who_ends_in_time_has_met_it(bench: Bench) -> case::Outcome {
     let id = run_id("in-time");
-    let deadline = in_seconds(6);
+    let deadline = in_seconds(4);
     let spec = bench.spec("exit 5").await?.with_deadline(deadline);
     let status = bench.finish(&id, &spec).await?;
     let outcome = status.outcome().cloned();
@@ -112,7 +112,7 @@ async fn who_ends_in_time_has_met_it(bench: Bench) -> case::Outcome {
 
 async fn a_deadline_changes_no_cancel(bench: Bench) -> case::Outcome {
     let id = run_id("cancelled");
-    let deadline = in_seconds(6);
+    let deadline = in_seconds(4);
     let spec = bench.spec("sleep 60000").await?.with_deadline(deadline);
     bench.runtime.run(&id, &spec).await?;
     bench.running(&id).await?;

@@ -192,7 +192,8 @@ async fn what_is_not_granted_is_refused(bench: Bench) -> case::Outcome {
 
 async fn much_goes_through(bench: Bench) -> case::Outcome {
     let serving = serve(&bench, false);
-    let spec = bench.spec("exchange service.example 8080 8000000").await?;
+    let words = format!("exchange service.example 8080 {}", bench.large() / 2);
+    let spec = bench.spec(&words).await?;
     let spec = spec.with_egress(grant("service", "service.example", 8080)?);
     finished(&bench, "much", &spec).await?;
     serving.abort();

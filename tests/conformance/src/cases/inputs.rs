@@ -12,7 +12,7 @@ use v6_runtime::{Accepted, ErrorKind, InputStream, Mount, MountSource, Outcome, 
 use super::needs;
 use crate::bench::{Bench, path, run_id};
 use crate::case::{self, equal, fails, holds};
-use crate::child::Task;
+use crate::child::{Task, can_measure};
 use crate::probe::{Pattern, pattern};
 
 const MIB: usize = 1 << 20;
@@ -156,7 +156,7 @@ impl AsyncRead for PatternReader {
 
 async fn a_large_input_is_byte_exact(bench: Bench) -> case::Outcome {
     let id = run_id("large");
-    let size = 64 * MIB;
+    let size = bench.large();
     let stream = MountSource::Stream(patterned(size));
     let spec = bench.spec(&format!("verify /in/stream {size}")).await?;
     let spec = spec.with_mount(Mount::new(stream, path("/in/stream")));
@@ -165,6 +165,8 @@ async fn a_large_input_is_byte_exact(bench: Bench) -> case::Outcome {
 }
 
 async fn giving_takes_constant_memory(bench: Bench) -> case::Outcome {
+    bench.outlives_us()?;
+    can_measure()?;
     let id = run_id("given");
     let size = 64 * MIB;
     let task = Task::Give {

@@ -6,7 +6,7 @@ use v6_runtime::{Capabilities, ErrorKind, LogOptions, LogStream, Runtime, Runtim
 use super::needs;
 use crate::bench::{Bench, run_id};
 use crate::case::{self, equal, fails, holds};
-use crate::child::Task;
+use crate::child::{Task, can_measure};
 use crate::probe::{all_values, pattern};
 
 case::cases! {
@@ -166,7 +166,7 @@ async fn a_log_can_be_limited(bench: Bench) -> case::Outcome {
 async fn a_flood_ends_like_any_run(bench: Bench) -> case::Outcome {
     for (id, step, reads) in [("unread", "stdout", false), ("stalled", "stderr", true)] {
         let id = run_id(id);
-        let words = format!("{step} 30000000 then exit 8");
+        let words = format!("{step} {} then exit 8", bench.large() / 2);
         bench.runtime.run(&id, &bench.spec(&words).await?).await?;
         bench.running(&id).await?;
         // Opened, read once, and left alone.
@@ -284,6 +284,8 @@ async fn a_log_ends_with_cleanup(bench: Bench) -> case::Outcome {
 }
 
 async fn reading_logs_takes_constant_memory(bench: Bench) -> case::Outcome {
+    bench.outlives_us()?;
+    can_measure()?;
     let id = run_id("large");
     let size = 48 << 20;
     let spec = bench.spec(&format!("stdout {size}")).await?;

@@ -162,8 +162,8 @@ async fn a_dropped_watch_leaves_runs_alone(bench: Bench) -> case::Outcome {
 async fn two_runs_may_end_in_one_tick(bench: Bench) -> case::Outcome {
     let ids = [run_id("left"), run_id("right")];
     let specs = [
-        bench.spec("sleep 1500 then exit 3").await?,
-        bench.spec("sleep 1500 then exit 4").await?,
+        bench.spec("sleep 900 then exit 3").await?,
+        bench.spec("sleep 900 then exit 4").await?,
     ];
     for round in 0..3 {
         let mut events = bench.runtime.watch();

@@ -35,6 +35,12 @@ pub(super) fn collect(it: &Seeded, id: &RunId, name: &OutputName) -> ResultStrea
         Some(Seed::EmptyFilesAreNotPacked) if kind == Some(OutputKind::Folder) => {
             whole(pieces, without_empty_files)
         }
+        Some(Seed::EmptyFoldersAreNotThere) if kind == Some(OutputKind::Folder) => {
+            whole(pieces, |all| match all.iter().any(|byte| *byte != 0) {
+                true => Ok(all),
+                false => Err(Error::new(ErrorKind::NotFound, "there is no such output")),
+            })
+        }
         Some(Seed::SubfoldersAreNotPacked) if kind == Some(OutputKind::Folder) => {
             whole(pieces, without_subfolders)
         }

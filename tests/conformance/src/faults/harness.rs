@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use v6_runtime::memory::{MemoryEngine, MemoryImage};
+use v6_runtime::memory::{MemoryEngine, MemoryImage, RegistryFault};
 use v6_runtime::{Capabilities, Floor, ImageRef, Owner, Result, RunId, Runtime};
 
 use super::Seed;
@@ -14,6 +14,9 @@ use super::world::World;
 use crate::harness::{Fault, Harness, Injected, Planted, Registries, Stranger, Tagged};
 use crate::memory::MemoryHarness;
 use crate::probe_memory::probe_with;
+
+/// More than the faults of size let through, and no more: every case runs with every fault.
+const LARGE: usize = (3 << 20) + 1;
 
 /// A harness for the in-memory runtime with one fault in it, or with none.
 ///
@@ -110,6 +113,10 @@ impl Harness for SeededHarness {
         self.memory.restart_engine().await
     }
 
+    fn large(&self) -> usize {
+        LARGE
+    }
+
     fn shared_folder(&self) -> Option<PathBuf> {
         self.memory.shared_folder()
     }
@@ -123,7 +130,15 @@ impl Harness for SeededHarness {
     }
 
     async fn registries(&self) -> Result<Option<Registries>> {
-        self.memory.registries().await
+        let registries = self.memory.registries().await?;
+        if let Some(registries) = &registries
+            && self.seed == Some(Seed::CredentialsAreNotUsed)
+        {
+            let denied = RegistryFault::Denied("unauthorized: authentication required".into());
+            let name = registries.private.to_string();
+            self.world.engine.set_registry_fault(&name, Some(denied))?;
+        }
+        Ok(registries)
     }
 
     async fn volume(&self, owner: &Owner) -> Result<Option<(String, Injected)>> {

@@ -18,7 +18,22 @@ const KEPT: usize = 512 << 10;
 
 pub(super) fn logs(it: &Seeded, id: &RunId, mut options: LogOptions) -> ResultStream<LogChunk> {
     let follow = options.follow;
+    let key = it.key(id);
     match it.seed {
+        Some(Seed::UndeclaredIsIgnored) => {
+            let declared = it.inner.capabilities().logs;
+            options.follow &= declared.follow;
+            options.since = options.since.filter(|_| declared.since);
+        }
+        Some(Seed::UndeclaredIsInvalid) => {
+            if let Err(error) = it.inner.capabilities().admit_logs(&options) {
+                let invalid = Error::new(ErrorKind::InvalidSpec, error.message());
+                return Box::pin(stream::once(future::ready(Err(invalid))));
+            }
+        }
+        Some(Seed::LogsAreReadOnce) if !follow && is_alive(it, id) => {
+            options.since = it.world.notes().read.get(&key).cloned();
+        }
         Some(Seed::SinceIsIgnored) => options.since = None,
         Some(Seed::SinceIsOffByOne) => {
             options.since = options.since.map(|position| moved(&position, 1));
@@ -43,6 +58,16 @@ pub(super) fn logs(it: &Seeded, id: &RunId, mut options: LogOptions) -> ResultSt
                 }
                 None => chunks,
             }
+        }
+        Some(Seed::LogsAreReadOnce) if !follow && is_alive(it, id) => {
+            let world = it.world.clone();
+            Box::pin(chunks.inspect_ok(move |chunk| {
+                let position = chunk.position.clone();
+                world.notes().read.insert(key.clone(), position);
+            }))
+        }
+        Some(Seed::StandardErrorIsLost) => {
+            Box::pin(chunks.try_filter(|chunk| future::ready(chunk.stream != LogStream::Stderr)))
         }
         Some(Seed::UnknownLogsAreEmpty) => {
             let known = |chunk: &Result<LogChunk, Error>| !matches!(chunk, Err(error) if error.kind() == ErrorKind::NotFound);
@@ -101,6 +126,10 @@ pub(super) fn logs(it: &Seeded, id: &RunId, mut options: LogOptions) -> ResultSt
         }
         _ => chunks,
     }
+}
+
+fn is_alive(it: &Seeded, id: &RunId) -> bool {
+    it.truth(id).is_some_and(|run| !run.phase.is_finished())
 }
 
 fn each(

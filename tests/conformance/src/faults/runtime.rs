@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use v6_runtime::{
     Accepted, CancelOptions, Cancelled, Capabilities, CleanedUp, CleanupOptions, Connection,
@@ -28,6 +29,8 @@ pub(super) struct Seeded {
     pub seed: Option<Seed>,
     pub world: Arc<World>,
     own: Arc<Mutex<Own>>,
+    /// The value's only line to the engine.
+    pub line: Arc<Semaphore>,
 }
 
 /// What one value knows and another of the same owner does not: what a process has in memory.
@@ -51,6 +54,7 @@ impl Seeded {
             seed,
             world,
             own: Arc::default(),
+            line: Arc::new(Semaphore::new(1)),
         }
     }
 

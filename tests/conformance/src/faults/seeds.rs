@@ -2,7 +2,27 @@
 
 /// Cases that the in-memory runtime cannot run, pretence included, and why. That they can fail has
 /// to be shown on an engine with processes.
-pub const ELSEWHERE: &[(&str, &[&str])] = &[];
+pub const ELSEWHERE: &[(&str, &[&str])] = &[
+    (
+        "runs have to outlive the process that started them, and it is killed",
+        &[
+            "a_killed_holder_frees_the_lease",
+            "a_killed_process_has_cancelled",
+            "a_killed_start_can_be_cleaned_up",
+            "a_killed_start_is_abandoned",
+            "a_killed_starter_leaves_its_run",
+            "the_deadline_outlives_its_process",
+        ],
+    ),
+    (
+        "the memory of a process is measured in which the engine is not",
+        &[
+            "collecting_takes_constant_memory",
+            "giving_takes_constant_memory",
+            "reading_logs_takes_constant_memory",
+        ],
+    ),
+];
 
 seeds! {
     /// One way in which the in-memory runtime can be made to go wrong.
@@ -72,6 +92,8 @@ seeds! {
         UnknownNamesAreUnreachable [an_unknown_name_is_not_found]
         /// `prefetch` of what the engine has is refused.
         PrefetchIsDenied [exactly_the_resolved_image_is_told]
+        /// Credentials that the runtime has are not used.
+        CredentialsAreNotUsed [a_private_image_is_pulled]
     }
     "What the program is told" {
         /// Arguments are joined, and split at blanks.
@@ -110,6 +132,8 @@ seeds! {
         WrongStreamIsFilledUp [a_wrong_stream_is_refused]
         /// A wrong stream is refused, and the run started all the same.
         WrongStreamStartsTheRun [a_wrong_stream_is_refused]
+        /// A stream that breaks half-way is filled up.
+        BrokenStreamIsFilledUp [a_broken_stream_starts_nothing]
         /// A scratch folder cannot be written.
         ScratchIsReadOnly [scratch_is_writable a_scratch_limit_binds]
         /// Files of the machine are mounted for writing always.
@@ -118,6 +142,10 @@ seeds! {
         HostPathsAreReadOnly [host_paths_are_mounted]
         /// A path that the machine does not have becomes an empty folder, as `docker run -v` has it.
         MissingHostPathsAreMade [a_missing_host_path_is_an_outcome]
+        /// Volumes are mounted for writing always.
+        VolumesAreWritable [volumes_are_mounted]
+        /// A volume that the engine does not have is made, as `docker run -v` has it.
+        MissingVolumesAreMade [a_missing_volume_is_an_outcome]
         /// What one run has written another can read.
         FilesAreShared [other_runs_files_are_out_of_reach]
     }
@@ -146,6 +174,8 @@ seeds! {
         EmptyFilesAreNotPacked [a_folder_is_collected]
         /// Folders below a folder are left out.
         SubfoldersAreNotPacked [a_folder_is_collected a_folder_can_begin_with_files]
+        /// An empty folder is told as one that never came to be.
+        EmptyFoldersAreNotThere [a_folder_may_be_empty]
         /// What a folder begins with cannot be changed.
         FoldersBeginReadOnly [a_folder_can_begin_with_files]
     }
@@ -273,6 +303,8 @@ seeds! {
             an_unknown_run_is_not_found owners_do_not_meet cleanup_of_a_live_run_needs_force
             cleanup_shows_no_other_end a_cut_start_can_be_cleaned_up
         ]
+        /// A call of `status` that is dropped keeps the line to the engine for ever.
+        DroppedLooksHoldTheLine [looks_can_be_dropped_anywhere]
         /// `cancel` of an unknown run succeeds.
         UnknownIsCancelled [an_unknown_run_is_not_found]
         /// The log of an unknown run is empty.
@@ -326,6 +358,10 @@ seeds! {
         LogsAreRotated [logs_are_byte_exact]
         /// Lines are split at 16 KiB.
         LongLinesAreSplit [logs_are_byte_exact arguments_are_literal]
+        /// What is printed on standard error is lost.
+        StandardErrorIsLost [a_log_holds_both_streams]
+        /// What was read of the log of a running program is not given again.
+        LogsAreReadOnce [a_log_can_be_read_while_it_is_written]
         /// `logs.split` is declared, and the streams are one.
         StreamsAreMerged [both_streams_are_told_apart]
         /// Standard output and standard error are taken for each other.

@@ -152,6 +152,9 @@ fn mounts(seed: Seed, spec: &mut RunSpec) {
             (Seed::HostPathsAreWritable, MountSource::HostPath(_)) => {
                 mount.access = Access::ReadWrite;
             }
+            (Seed::VolumesAreWritable, MountSource::Volume(_)) => {
+                mount.access = Access::ReadWrite;
+            }
             (Seed::HostPathsAreReadOnly, MountSource::HostPath(_)) => {
                 mount.access = Access::ReadOnly;
             }

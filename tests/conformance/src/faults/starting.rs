@@ -1,8 +1,11 @@
 //! Faults of `run`.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use v6_runtime::{
     Accepted, CleanupOptions, Error, ErrorKind, InputReader, InputStream, MountSource, Pending,
     PullPolicy, Result, RunId, RunPhase, RunSpec, Runtime, RuntimeExt,
@@ -160,6 +163,15 @@ async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted
             other => other,
         },
         Some(Seed::WrongStreamIsFilledUp) => run(filled_up(spec.clone())).await,
+        Some(Seed::BrokenStreamIsFilledUp) => run(mended(spec.clone())).await,
+        Some(Seed::MissingVolumesAreMade) => {
+            for mount in &spec.mounts {
+                if let MountSource::Volume(name) = &mount.source {
+                    it.world.engine.add_volume_file(name, "made", "");
+                }
+            }
+            run(spec.clone()).await
+        }
         _ => run(spec.clone()).await,
     }
 }
@@ -185,4 +197,56 @@ fn filled_up(mut spec: RunSpec) -> RunSpec {
         }
     }
     spec
+}
+
+/// As [`filled_up`], where a stream breaks: what it gave before is all that there is.
+fn mended(mut spec: RunSpec) -> RunSpec {
+    for mount in &mut spec.mounts {
+        if let MountSource::Stream(stream) = &mut mount.source {
+            let (source, len) = (stream.clone(), stream.len());
+            *stream = InputStream::reopenable(len, move || {
+                let source = source.clone();
+                async move {
+                    let given = source.open().await.map_err(io::Error::other)?;
+                    let tolerant = Tolerant {
+                        reader: given,
+                        left: len,
+                        broken: false,
+                    };
+                    Ok(Box::pin(tolerant) as InputReader)
+                }
+            });
+        }
+    }
+    spec
+}
+
+/// A reader that gives blanks once the one behind it has broken.
+struct Tolerant {
+    reader: InputReader,
+    left: u64,
+    broken: bool,
+}
+
+impl AsyncRead for Tolerant {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        if !self.broken {
+            let read = std::task::ready!(self.reader.as_mut().poll_read(context, buffer));
+            self.broken = read.is_err();
+        }
+        if self.broken {
+            let most = usize::try_from(self.left).unwrap_or(usize::MAX);
+            let blanks = most.min(buffer.remaining());
+            buffer.initialize_unfilled_to(blanks).fill(b' ');
+            buffer.advance(blanks);
+        }
+        let given = (buffer.filled().len() - before) as u64;
+        self.left = self.left.saturating_sub(given);
+        Poll::Ready(Ok(()))
+    }
 }

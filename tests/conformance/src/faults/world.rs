@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 use v6_runtime::memory::MemoryEngine;
-use v6_runtime::{Outcome, Owner, RunId, RunSpec, SpecDigest};
+use v6_runtime::{LogPosition, Outcome, Owner, RunId, RunSpec, SpecDigest};
 
 /// Whose run.
 pub(super) type Key = (Owner, RunId);
@@ -55,6 +55,8 @@ pub(super) struct Notes {
     pub late: HashSet<Key>,
     /// Whether somebody reads connections.
     pub connections_read: bool,
+    /// How far logs of running programs have been read.
+    pub read: HashMap<Key, LogPosition>,
     /// How many readers follow a log and have not read all of it.
     pub readers: usize,
     /// What programs have written, by path.
