@@ -28,6 +28,17 @@ pub(super) fn collect(it: &Seeded, id: &RunId, name: &OutputName) -> ResultStrea
             let blocks = all.len() / 512 * 512;
             Ok(all.slice(..blocks))
         }),
+        Some(Seed::OutputsAreGivenOnce) => {
+            let first = (it.key(id), name.clone());
+            match it.world.notes().collected.insert(first) {
+                true => pieces,
+                false => Box::pin(stream::empty()),
+            }
+        }
+        Some(Seed::CutOutputLooksWhole) => without(pieces, ErrorKind::Unavailable),
+        Some(Seed::NamesAreCleaned) if kind == Some(OutputKind::Folder) => {
+            whole(pieces, with_clean_names)
+        }
         Some(Seed::OutputsAreGivenEarly) => without(pieces, ErrorKind::NotReady),
         Some(Seed::UndeclaredOutputsAreEmpty) if kind.is_none() => {
             without(pieces, ErrorKind::NotFound)
@@ -95,7 +106,8 @@ fn one_of(archive: &[u8], name: &str) -> Result<Bytes> {
     ))
 }
 
-fn repacked(archive: &[u8], keep: impl Fn(&tar::Header, &str) -> bool) -> Result<Bytes> {
+/// The archive with each entry under the name that is given for it, or without it.
+fn repacked(archive: &[u8], name: impl Fn(&tar::Header, &str) -> Option<String>) -> Result<Bytes> {
     let mut made = tar::Builder::new(Vec::new());
     let mut archive = tar::Archive::new(archive);
     for entry in archive.entries().map_err(damaged)? {
@@ -106,7 +118,7 @@ fn repacked(archive: &[u8], keep: impl Fn(&tar::Header, &str) -> bool) -> Result
             .to_string_lossy()
             .into_owned();
         let mut header = entry.header().clone();
-        if keep(&header, &path) {
+        if let Some(path) = name(&header, &path) {
             let mut content = Vec::new();
             entry.read_to_end(&mut content).map_err(damaged)?;
             let added = made.append_data(&mut header, &path, content.as_slice());
@@ -117,13 +129,21 @@ fn repacked(archive: &[u8], keep: impl Fn(&tar::Header, &str) -> bool) -> Result
 }
 
 fn without_empty_files(archive: Bytes) -> Result<Bytes> {
-    repacked(&archive, |header, _| {
-        !header.entry_type().is_file() || header.size().is_ok_and(|size| size > 0)
+    repacked(&archive, |header, path| {
+        let empty = header.entry_type().is_file() && header.size().is_ok_and(|size| size == 0);
+        (!empty).then(|| path.to_owned())
     })
 }
 
 fn without_subfolders(archive: Bytes) -> Result<Bytes> {
     repacked(&archive, |_, path| {
-        !path.trim_end_matches('/').contains('/')
+        let above = !path.trim_end_matches('/').contains('/');
+        above.then(|| path.to_owned())
+    })
+}
+
+fn with_clean_names(archive: Bytes) -> Result<Bytes> {
+    repacked(&archive, |_, path| {
+        Some(path.replace(char::is_control, "_"))
     })
 }

@@ -23,6 +23,14 @@ pub(super) async fn resolve(
         {
             Err(Error::new(ErrorKind::Unavailable, error.message()))
         }
+        (Some(Seed::RegistriesFailInOneWay), Err(error)) => {
+            Err(Error::new(ErrorKind::Unexpected, error.message()))
+        }
+        (Some(Seed::ResolveFetches), Ok(image)) => {
+            // An image that cannot be fetched shows when it is run.
+            let _ = it.inner.prefetch(&image).await;
+            Ok(image)
+        }
         (_, resolved) => resolved,
     }
 }
@@ -30,6 +38,9 @@ pub(super) async fn resolve(
 pub(super) async fn prefetch(it: &Seeded, image: &ResolvedImage) -> Result<()> {
     if it.has(Seed::PrefetchIsDenied) {
         return Err(Error::new(ErrorKind::Denied, "images come with a run"));
+    }
+    if it.has(Seed::PrefetchDoesNothing) {
+        return Ok(());
     }
     it.inner.prefetch(image).await
 }

@@ -90,6 +90,15 @@ pub(super) fn logs(it: &Seeded, id: &RunId, mut options: LogOptions) -> ResultSt
             chunk.bytes = split_lines(&chunk.bytes);
             chunk
         }),
+        Some(Seed::BinaryLogsAreText) => each(chunks, |mut chunk| {
+            let text = String::from_utf8_lossy(&chunk.bytes).into_owned();
+            chunk.bytes = text.into();
+            chunk
+        }),
+        Some(Seed::CutLogLooksEnded) => {
+            let broken = |chunk: &Result<LogChunk, Error>| matches!(chunk, Err(error) if error.kind() == ErrorKind::Unavailable);
+            Box::pin(chunks.take_while(move |chunk| future::ready(!broken(chunk))))
+        }
         Some(Seed::StreamsAreMerged) => each(chunks, |mut chunk| {
             chunk.stream = LogStream::Merged;
             chunk

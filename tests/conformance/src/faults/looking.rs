@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use v6_runtime::{
-    Annotations, Error, ErrorKind, ImageRef, Outcome, Pending, Result, ResultStream, RunId,
+    Annotations, Error, ErrorKind, ImageRef, Outcome, Pending, Result, ResultStream, Retry, RunId,
     RunPhase, RunStatus, Runtime, StartFailure, StartFailureCause,
 };
 
@@ -34,6 +34,7 @@ pub(super) async fn status(it: &Seeded, id: &RunId) -> Result<RunStatus> {
             }
             Err(error)
         }
+        (Some(Seed::NoCallCanBeRepeated), Err(error)) => Err(error.with_retry(Retry::Never)),
         (Some(Seed::UnknownIsUnavailable), Err(error)) if error.kind() == ErrorKind::NotFound => {
             Err(Error::new(ErrorKind::Unavailable, "no answer"))
         }
@@ -60,8 +61,13 @@ pub(super) fn list(it: &Seeded) -> ResultStream<RunStatus> {
             };
             Box::pin(stream::once(some).try_flatten())
         }
-        Some(Seed::ListOfEveryOwner) => {
-            let others = it.others().into_iter().map(|other| other.list());
+        Some(Seed::ListOfEveryOwner | Seed::OwnersMatchByPrefix) => {
+            let mut others = it.others();
+            if it.has(Seed::OwnersMatchByPrefix) {
+                let short = it.inner.owner().as_str();
+                others.retain(|other| other.owner().as_str().starts_with(short));
+            }
+            let others = others.into_iter().map(|other| other.list());
             Box::pin(all.chain(stream::iter(others).flatten()))
         }
         _ => Box::pin(all),
@@ -105,6 +111,11 @@ pub(super) fn seen(it: &Seeded, mut status: RunStatus) -> Option<RunStatus> {
                 .iter()
                 .filter(|(_, text)| !text.is_empty());
             status.annotations = some.collect();
+        }
+        Some(Seed::LastNotesStay) => {
+            if let Some(asked) = it.world.notes().asked.get(&key) {
+                status.annotations = asked.spec.annotations.clone();
+            }
         }
         Some(Seed::AnnotationsStayInTheProcess) if !mine => {
             status.annotations = Annotations::default();
@@ -189,6 +200,14 @@ fn told(it: &Seeded, id: &RunId, outcome: Outcome) -> Outcome {
             if it.world.notes().late.contains(&it.key(id)) =>
         {
             Outcome::DeadlineExceeded
+        }
+        (Some(Seed::DeadlineChangesTheEnd), Outcome::Exited(code)) => {
+            let asked = it.world.notes().asked.get(&it.key(id)).cloned();
+            let deadline = asked.and_then(|asked| asked.spec.deadline);
+            match deadline.is_some_and(|deadline| deadline < it.world.engine.now()) {
+                true => Outcome::DeadlineExceeded,
+                false => Outcome::Exited(code),
+            }
         }
         (Some(Seed::CancelChangesTheEnd), Outcome::Exited(_))
             if it.world.notes().cancelled.contains_key(&it.key(id)) =>

@@ -50,6 +50,30 @@ pub(super) async fn cleanup(it: &Seeded, id: &RunId, options: CleanupOptions) ->
             left_behind(it, format!("the files of run {id}"));
             it.inner.cleanup(id, options).await
         }
+        Some(Seed::FailedCleanupIsCalledRemoved) => match it.inner.cleanup(id, options).await {
+            Err(error) if error.kind() != ErrorKind::NotReady => Ok(CleanedUp::Removed),
+            other => other,
+        },
+        Some(Seed::CleanupsKeepOthersOut) => {
+            if !it.world.notes().going.insert(key.clone()) {
+                let message = "it is being cleaned up";
+                return Err(Error::new(ErrorKind::Conflict, message));
+            }
+            tokio::task::yield_now().await;
+            let cleaned = it.inner.cleanup(id, options).await;
+            it.world.notes().going.remove(&key);
+            cleaned
+        }
+        Some(Seed::StrangersAreRemoved) if phase.is_none() => {
+            it.world.engine.uproot(&key.0, id);
+            it.inner.cleanup(id, options).await
+        }
+        Some(Seed::LookAlikesAreRemoved) => {
+            it.world
+                .engine
+                .uproot(&key.0, &RunId::new(format!("{id}-1"))?);
+            it.inner.cleanup(id, options).await
+        }
         Some(Seed::CleanupWaitsForTheStarter) if phase == Some(ABANDONED) => {
             future::pending().await
         }

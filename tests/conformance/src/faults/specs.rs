@@ -117,6 +117,11 @@ fn limits(seed: Seed, spec: &mut RunSpec) {
         Seed::GraceIsTenfold => spec.grace *= 10,
         Seed::DeadlineIsIgnored | Seed::DeadlineNeedsTheCaller => spec.deadline = None,
         Seed::DeadlineIsAtOnce => spec.deadline = spec.deadline.map(|_| SystemTime::UNIX_EPOCH),
+        Seed::PastDeadlineIsForgotten => {
+            spec.deadline = spec
+                .deadline
+                .filter(|deadline| *deadline > SystemTime::now());
+        }
         Seed::DeadlineOnlyAsks if spec.deadline.is_some() => {
             spec.grace = Duration::from_secs(1 << 20);
         }
@@ -230,6 +235,11 @@ fn outputs(seed: Seed, spec: &mut RunSpec) {
         spec.outputs
             .values_mut()
             .for_each(|output| output.limit = most());
+    }
+    if seed == Seed::FolderLimitIsIgnored {
+        let all = spec.outputs.values_mut();
+        let folders = all.filter(|output| output.kind == OutputKind::Folder);
+        folders.for_each(|output| output.limit = most());
     }
     if !matches!(seed, Seed::OutputsAreNotMade | Seed::OutputsCanBeReplaced) {
         return;

@@ -13,26 +13,52 @@ use v6_runtime::{
 
 use super::runtime::Seeded;
 use super::world::Asked;
-use super::{Seed, ending, specs};
+use super::{Seed, ending, specs, surroundings};
 
 /// How long a call takes that has to ask somebody before it can go on.
 const A_WHILE: Duration = Duration::from_millis(20);
 
 pub(super) async fn run(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
-    let asked = admitted(it, spec)?;
-    let mut spec = specs::altered(it.seed, asked.clone());
+    let asked = match admitted(it, spec) {
+        Err(error) if it.has(Seed::RefusalEndsTheRun) => {
+            let forced = CleanupOptions::default().with_force(true);
+            it.inner.cleanup(id, forced).await?;
+            return Err(error);
+        }
+        admitted => admitted?,
+    };
+    let (key, note) = (it.key(id), Asked::new(&asked));
+    let known = it.world.notes().asked.get(&key).cloned();
+    let known = known.filter(|_| it.truth(id).is_some());
+    // What does not count for the caller must not do so because of a fault: what the same spec was
+    // made into depends on the first call only.
+    let same = known.clone().filter(|known| known.digest == note.digest);
+    let basis = same.map_or_else(|| asked.clone(), |known| (*known.spec).clone());
+    let mut spec = specs::altered(it.seed, basis.clone());
+    if it.inner.capabilities().admit(&spec).is_err() {
+        // A fault asks for nothing that is not declared.
+        spec = basis;
+    }
     if it.has(Seed::TagInsteadOfDigest) {
         let policy = PullPolicy::Always;
         if let Ok(image) = it.inner.resolve(&spec.image.reference, policy).await {
             spec.image = image;
         }
     }
-    let (key, note) = (it.key(id), Asked::new(&asked));
-    if it.truth(id).is_none() {
+    if known.is_none() {
         it.world.notes().asked.insert(key.clone(), note.clone());
     }
+    if let Some(known) = known
+        && it.has(Seed::NotesAndDeadlineCount)
+        && known.spec.annotations != asked.annotations
+    {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            "there is a run with other notes",
+        ));
+    }
     let accepted = carried_out(it, id, &spec).await?;
-    if accepted == Accepted::Created {
+    if accepted == Accepted::Created || it.has(Seed::LastNotesStay) {
         it.world.notes().asked.insert(key, note);
         it.own().started.insert(id.clone());
         ending::keep_deadline(it, id, &asked);
@@ -60,6 +86,10 @@ fn admitted(it: &Seeded, spec: &RunSpec) -> Result<RunSpec> {
         }
         (Some(Seed::UndeclaredIsInvalid), ErrorKind::Unsupported) => {
             Err(Error::new(ErrorKind::InvalidSpec, error.message()))
+        }
+        (Some(Seed::RefusalShowsTheSpec), kind) => {
+            let shown = surroundings::secrets_of(spec).join(" ");
+            Err(Error::new(kind, format!("{}: {shown}", error.message())))
         }
         (Some(Seed::RefusalNamesNoField), kind) => Err(Error::new(kind, "something is wrong")),
         (Some(Seed::RefusalLeavesARecord), _) => {
@@ -143,6 +173,35 @@ async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted
             it.world.notes().starting.remove(&key);
             accepted
         }
+        Some(Seed::DroppedRunLeavesFiles) => {
+            let left = (key.0.clone(), format!("files of run {id}"));
+            it.world.notes().left_behind.push(left.clone());
+            tokio::task::yield_now().await;
+            let accepted = run(spec.clone()).await;
+            it.world.notes().left_behind.retain(|other| *other != left);
+            accepted
+        }
+        Some(Seed::PullsHoldUpOthers) => {
+            while is_pulling(it) {
+                tokio::time::sleep(A_WHILE).await;
+            }
+            run(spec.clone()).await
+        }
+        Some(Seed::StrangersAreAdopted) => match run(spec.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Conflict && phase.is_none() => {
+                Ok(Accepted::Adopted)
+            }
+            other => other,
+        },
+        Some(Seed::BrokenStreamMayHaveStarted) => {
+            let accepted = run(spec.clone()).await;
+            accepted.map_err(|error| error.with_may_have_started(true))
+        }
+        Some(Seed::CallsAreGivenUpSoon) => {
+            let limit = tokio::time::timeout(A_WHILE, run(spec.clone()));
+            let given_up = |_| Error::new(ErrorKind::Unexpected, "the engine takes its time");
+            limit.await.map_err(given_up)?
+        }
         Some(Seed::AbandonedKeepsItsSpec)
             if phase == Some(RunPhase::Pending(Pending::Abandoned)) =>
         {
@@ -174,6 +233,12 @@ async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted
         }
         _ => run(spec.clone()).await,
     }
+}
+
+fn is_pulling(it: &Seeded) -> bool {
+    let asked = it.world.notes().asked.clone();
+    let mut runs = asked.keys().filter_map(|(_, id)| it.truth(id));
+    runs.any(|run| run.phase == RunPhase::Pending(Pending::PullingImage))
 }
 
 /// Each stream gives as many bytes as it said, whatever its source gives.

@@ -1,10 +1,14 @@
 //! Faults of leases, examinations and secrets.
 
 use std::future::Future;
+use std::mem::ManuallyDrop;
 use std::pin::Pin;
 
 use v6_runtime::memory::MemoryRuntime;
-use v6_runtime::{EnvValue, Error, ErrorKind, Held, Lease, Observation, Owner, Result, Runtime};
+use v6_runtime::{
+    EnvValue, Error, ErrorKind, Held, Lease, MountSource, Observation, Owner, Result, RunSpec,
+    Runtime,
+};
 
 use super::Seed;
 use super::runtime::Seeded;
@@ -47,6 +51,11 @@ pub(super) async fn acquire(it: &Seeded) -> Result<Lease> {
             std::mem::forget(it.inner.acquire().await?);
             Ok(Lease::new(Nominal))
         }
+        Some(Seed::DroppedAcquireHoldsTheLease) => {
+            let lease = ManuallyDrop::new(it.inner.acquire().await?);
+            tokio::task::yield_now().await;
+            Ok(ManuallyDrop::into_inner(lease))
+        }
         Some(Seed::OneLeaseForAllOwners) => {
             // Held under a name that every owner shares.
             let everybody: MemoryRuntime = it.world.engine.runtime(Owner::new("everybody")?);
@@ -64,13 +73,19 @@ pub(super) async fn acquire(it: &Seeded) -> Result<Lease> {
 /// What a runtime shows that keeps the specs it was given, and derives `Debug` on them.
 pub(super) fn secrets(it: &Seeded) -> Vec<String> {
     let notes = it.world.notes();
-    let values = notes
-        .asked
-        .values()
-        .flat_map(|asked| asked.spec.env.values());
-    let secrets = values.filter_map(|value| match value {
-        EnvValue::Secret(secret) => Some(secret.expose().to_owned()),
+    let specs = notes.asked.values();
+    specs.flat_map(|asked| secrets_of(&asked.spec)).collect()
+}
+
+pub(super) fn secrets_of(spec: &RunSpec) -> Vec<String> {
+    let values = spec.env.values().filter_map(|value| match value {
+        EnvValue::Secret(secret) => Some(secret),
         _ => None,
     });
-    secrets.collect()
+    let files = spec.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Secret(secret) => Some(secret),
+        _ => None,
+    });
+    let all = values.chain(files);
+    all.map(|secret| secret.expose().to_owned()).collect()
 }

@@ -1,8 +1,10 @@
 //! Faults of `watch`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 use v6_runtime::{
     CancelOptions, Error, ErrorKind, Outcome, Pending, Result, ResultStream, RunId, RunPhase,
@@ -13,6 +15,8 @@ use super::Seed;
 use super::looking::seen;
 use super::runtime::Seeded;
 
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+
 type Item = Result<WatchEvent>;
 
 /// What a stream remembers of what it gave.
@@ -22,12 +26,18 @@ struct Memory {
     /// Whether the connection has broken.
     broken: bool,
     over: bool,
+    /// Nothing that comes is told any more.
+    deaf: bool,
     last_end: Option<(RunId, Instant)>,
     ranks: HashMap<RunId, u8>,
 }
 
 pub(super) fn watch(it: &Seeded) -> ResultStream<WatchEvent> {
     it.own().watches += 1;
+    if it.has(Seed::WatchAsksForEachRun) && it.own().watches == 1 {
+        let inner = it.inner.clone();
+        it.own().tasks.spawn(poll(inner));
+    }
     let guard = it.has(Seed::DroppedWatchEndsRuns).then(|| Unread {
         value: it.clone(),
         read: false,
@@ -49,9 +59,21 @@ pub(super) fn watch(it: &Seeded) -> ResultStream<WatchEvent> {
     Box::pin(batches.flatten())
 }
 
+/// Looks at every run again and again, as one does who has no stream of events.
+async fn poll(inner: Arc<dyn Runtime>) {
+    loop {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        let runs: Vec<RunStatus> = inner.list().try_collect().await.unwrap_or_default();
+        for run in runs {
+            let _ = inner.status(&run.id).await;
+        }
+    }
+}
+
 /// What is told instead of this item.
 fn told(it: &Seeded, memory: &mut Memory, item: Item) -> Vec<Item> {
     match item {
+        Ok(_) if memory.deaf => Vec::new(),
         Ok(WatchEvent::Snapshot(runs)) => {
             let runs = runs.into_iter().filter_map(|run| seen(it, run)).collect();
             snapshot(it, memory, runs)
@@ -69,6 +91,10 @@ fn told(it: &Seeded, memory: &mut Memory, item: Item) -> Vec<Item> {
 fn snapshot(it: &Seeded, memory: &mut Memory, mut runs: Vec<RunStatus>) -> Vec<Item> {
     let again = memory.broken;
     match it.seed {
+        Some(Seed::EndedStreamStaysEnded) if memory.items > 0 && !again => {
+            memory.deaf = true;
+            return Vec::new();
+        }
         Some(Seed::NoSnapshotAfterABreak) if again => return Vec::new(),
         Some(Seed::RunsAreGoneAfterABreak) if again => runs.clear(),
         Some(Seed::BrokenConnectionEndsRuns) if again => {

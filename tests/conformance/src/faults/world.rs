@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use v6_runtime::memory::MemoryEngine;
-use v6_runtime::{LogPosition, Outcome, Owner, RunId, RunSpec, SpecDigest};
+use v6_runtime::{LogPosition, Outcome, OutputName, Owner, RunId, RunSpec, SpecDigest};
 
 /// Whose run.
 pub(super) type Key = (Owner, RunId);
@@ -51,6 +52,12 @@ pub(super) struct Notes {
     pub ended: HashMap<Key, Outcome>,
     /// Runs that were told to end already.
     pub cancelled: HashMap<Key, Instant>,
+    /// Runs that a call of `cancel` is at work on.
+    pub cancelling: HashSet<Key>,
+    /// When runs are killed that were told to end.
+    pub kills: HashMap<Key, JoinHandle<()>>,
+    /// Outputs that were collected.
+    pub collected: HashSet<(Key, OutputName)>,
     /// Runs whose deadline a caller's process has kept.
     pub late: HashSet<Key>,
     /// Whether somebody reads connections.
