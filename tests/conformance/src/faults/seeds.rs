@@ -64,7 +64,7 @@ seeds! {
             secrets_reach_the_program_alone
         ]
         /// Annotations are part of what makes two specs the same.
-        NotesAndDeadlineCount [notes_and_deadline_do_not_count]
+        NotesCount [notes_and_deadline_do_not_count]
         /// `run` with the same spec again replaces annotations and deadline.
         LastNotesStay [notes_and_deadline_do_not_count]
         /// `run` adopts what is nobody's, if it has the name.
@@ -93,7 +93,7 @@ seeds! {
         /// What a dropped call of `run` left looks as if somebody were at work on it.
         AbandonedLooksAccepted [a_cut_start_is_abandoned]
         /// A call of `run` that is dropped leaves files.
-        DroppedRunLeavesFiles []
+        DroppedRunLeavesFiles [a_cut_start_can_be_cleaned_up run_dropped_anywhere_leaves_nothing]
         /// A spec that asks for what is not declared is accepted, and that part of it ignored.
         UndeclaredIsIgnored [
             undeclared_deadline_is_unsupported undeclared_egress_is_unsupported
@@ -184,11 +184,15 @@ seeds! {
             registries_fail_in_their_own_ways
         ]
         /// `prefetch` does nothing.
-        PrefetchDoesNothing [a_prefetched_image_is_there]
+        PrefetchDoesNothing [a_prefetched_image_is_there registries_fail_in_their_own_ways]
         /// `resolve` fetches the image.
         ResolveFetches [an_image_is_pulled_and_run]
         /// Whatever is wrong with a name or registry is one kind of error.
-        RegistriesFailInOneWay [registries_fail_in_their_own_ways an_unknown_name_is_not_found]
+        RegistriesFailInOneWay [
+            registries_fail_in_their_own_ways an_unknown_name_is_not_found
+            an_engine_that_is_away_gives_no_verdict an_image_is_pulled_and_run
+            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+        ]
         /// While one image is being fetched no other run starts.
         PullsHoldUpOthers [a_slow_pull_delays_no_other_run]
         /// `cancel` while the image is being fetched is forgotten.
@@ -216,7 +220,7 @@ seeds! {
         /// A secret variable reaches the program as asterisks.
         SecretsAreMasked [secrets_reach_the_program_alone]
         /// `Debug` of the runtime shows the specs that it was given.
-        SecretInDebug [secrets_reach_the_program_alone]
+        SecretInDebug [secrets_reach_the_program_alone secret_files_reach_the_program_alone]
         /// The working directory is always the image's.
         WorkdirIsIgnored [the_working_directory_applies the_working_directory_is_literal]
         /// Standard input stays open, and nothing comes.
@@ -269,7 +273,10 @@ seeds! {
             odd_pieces_change_nothing reading_can_be_dropped_anywhere
         ]
         /// An output is given once.
-        OutputsAreGivenOnce [an_output_can_be_collected_again reading_can_be_dropped_anywhere]
+        OutputsAreGivenOnce [
+            an_output_can_be_collected_again reading_can_be_dropped_anywhere
+            a_cut_output_is_not_taken_for_whole
+        ]
         /// An output whose connection broke looks whole.
         CutOutputLooksWhole [a_cut_output_is_not_taken_for_whole]
         /// The output's file is not made beforehand.
@@ -368,7 +375,11 @@ seeds! {
             a_shorter_grace_shortens delayed_calls_can_be_repeated failed_calls_can_be_repeated
         ]
         /// A second `cancel` is a conflict.
-        SecondCancelIsAConflict [cancelling_twice_is_no_error]
+        SecondCancelIsAConflict [
+            cancelling_twice_is_no_error a_longer_grace_does_not_lengthen a_shorter_grace_shortens
+            cancel_can_be_dropped_anywhere cancelling_the_finished_does_nothing
+            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+        ]
         /// After a call of `cancel` that was dropped, no other has an effect.
         DroppedCancelIsForgotten [cancel_can_be_dropped_anywhere]
         /// A grace of zero is taken for none given.
@@ -403,10 +414,7 @@ seeds! {
         /// `grace` is declared, and every run killed at once.
         GraceIsIgnored [who_ignores_the_request_is_killed]
         /// The grace lasts ten times as long.
-        GraceIsTenfold [
-            who_ignores_the_request_is_killed a_longer_grace_does_not_lengthen
-            undeclared_logs_follow_is_unsupported undeclared_logs_since_is_unsupported
-        ]
+        GraceIsTenfold [who_ignores_the_request_is_killed a_longer_grace_does_not_lengthen]
         /// `deadline` is declared, and ignored.
         DeadlineIsIgnored [
             the_deadline_ends_a_run the_deadline_holds_alone the_deadline_kills_the_stubborn
@@ -428,7 +436,7 @@ seeds! {
             a_past_deadline_starts_nothing the_deadline_ends_a_pull
         ]
         /// A run past its deadline is asked to end, and never made to.
-        DeadlineOnlyAsks [the_deadline_kills_the_stubborn notes_and_deadline_do_not_count]
+        DeadlineOnlyAsks [the_deadline_kills_the_stubborn]
     }
     "The record" {
         /// A value sees only runs that it started itself.
@@ -484,7 +492,10 @@ seeds! {
             look_alikes_are_spared one_name_may_begin_another run_dropped_anywhere_leaves_nothing
         ]
         /// No error of `status` says that repeating the call can help.
-        NoCallCanBeRepeated [failed_calls_can_be_repeated delayed_calls_can_be_repeated an_engine_that_is_away_gives_no_verdict]
+        NoCallCanBeRepeated [
+            failed_calls_can_be_repeated delayed_calls_can_be_repeated
+            an_engine_that_is_away_gives_no_verdict
+        ]
         /// A call of `status` that is dropped keeps the line to the engine for ever.
         DroppedLooksHoldTheLine [looks_can_be_dropped_anywhere]
         /// `cancel` of an unknown run succeeds.
@@ -508,7 +519,10 @@ seeds! {
         /// `cleanup` refuses an unfinished run as a conflict.
         RefusalToCleanUpIsAConflict [cleanup_of_a_live_run_needs_force]
         /// `cleanup` fails, and says that the run is removed.
-        FailedCleanupIsCalledRemoved [a_stuck_part_does_not_stop_cleanup]
+        FailedCleanupIsCalledRemoved [
+            a_stuck_part_does_not_stop_cleanup an_engine_that_is_away_gives_no_verdict
+            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+        ]
         /// A call of `cleanup` keeps others out, also when it was dropped.
         CleanupsKeepOthersOut [concurrent_cleanups_all_succeed cleanup_can_be_dropped_anywhere]
         /// `cleanup` removes what is nobody's, if it has the name.
@@ -576,7 +590,10 @@ seeds! {
         /// `logs.binary` is declared, and logs are text.
         BinaryLogsAreText [binary_logs_are_byte_exact]
         /// A log whose connection broke looks ended.
-        CutLogLooksEnded [a_cut_log_can_be_read_on]
+        CutLogLooksEnded [
+            a_cut_log_can_be_read_on an_engine_that_is_away_gives_no_verdict
+            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+        ]
         /// `logs.split` is declared, and the streams are one.
         StreamsAreMerged [both_streams_are_told_apart odd_pieces_change_nothing]
         /// Standard output and standard error are taken for each other.
@@ -640,7 +657,9 @@ seeds! {
             an_engine_that_is_away_gives_no_verdict
         ]
         /// When the engine ends its stream of events, no more is told.
-        EndedStreamStaysEnded [an_ended_event_stream_is_no_verdict]
+        EndedStreamStaysEnded [
+            an_ended_event_stream_is_no_verdict a_broken_connection_is_no_verdict
+        ]
         /// A watch asks for each run again and again.
         WatchAsksForEachRun [watching_costs_no_calls_per_run]
         /// The snapshot after a broken connection is empty.
@@ -660,7 +679,7 @@ seeds! {
             connections_name_their_run granted_names_are_loopback
         ]
         /// Any port of a granted host can be reached.
-        EveryPortIsGranted [what_is_not_granted_is_refused connections_name_their_run]
+        EveryPortIsGranted [what_is_not_granted_is_refused]
         /// Any host can be reached.
         EveryHostIsGranted [what_is_not_granted_is_refused without_grants_nothing_arrives]
         /// Connections are told as another run's.
@@ -694,10 +713,7 @@ seeds! {
         /// There is no system call filter.
         SystemCallsAreNotFiltered [its_system_calls_are_filtered]
         /// Every image may write the root file system.
-        EveryImageIsTrusted [
-            its_root_is_read_only trust_is_what_opens_the_root
-            undeclared_logs_follow_is_unsupported undeclared_logs_since_is_unsupported
-        ]
+        EveryImageIsTrusted [its_root_is_read_only trust_is_what_opens_the_root]
         /// `HOME` cannot be written.
         HomeIsReadOnly [its_root_is_read_only]
         /// Addresses can be reached.

@@ -20,7 +20,7 @@ const A_WHILE: Duration = Duration::from_millis(20);
 
 pub(super) async fn run(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted> {
     let asked = match admitted(it, spec) {
-        Err(error) if it.has(Seed::RefusalEndsTheRun) => {
+        Err(error) if it.has(Seed::RefusalEndsTheRun) && it.truth(id).is_some() => {
             let forced = CleanupOptions::default().with_force(true);
             it.inner.cleanup(id, forced).await?;
             return Err(error);
@@ -49,7 +49,7 @@ pub(super) async fn run(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accep
         it.world.notes().asked.insert(key.clone(), note.clone());
     }
     if let Some(known) = known
-        && it.has(Seed::NotesAndDeadlineCount)
+        && it.has(Seed::NotesCount)
         && known.spec.annotations != asked.annotations
     {
         return Err(Error::new(
