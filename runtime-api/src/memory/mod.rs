@@ -60,6 +60,7 @@ mod files;
 mod images;
 mod log;
 mod program;
+mod reading;
 mod record;
 mod runtime;
 mod way;

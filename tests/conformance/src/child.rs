@@ -212,6 +212,8 @@ async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
                     _ = looks.tick() => peak = peak.max(anonymous_memory()?),
                 }
             }
+            // What this process was about to start ends with it.
+            bench.running(&id).await?;
             return Ok((peak - before).to_string());
         }
         Task::Collect { id } => {

@@ -179,10 +179,12 @@ async fn any_name_is_collected(bench: Bench) -> case::Outcome {
 
 async fn a_hostile_folder_gives_only_its_files(bench: Bench) -> case::Outcome {
     let id = run_id("hostile");
-    let words = "write /out/real 700 then try symlink /etc/passwd /out/passwd then try symlink / /out/root \
+    // The folder itself first: removing it would take what is in it along.
+    let words = "try rename /out /tmp/out then try remove /out then try symlink / /out \
+                 then write /out/real 700 then try symlink /etc/passwd /out/passwd then try symlink / /out/root \
                  then try symlink ../../.. /out/up then try symlink real /out/near then try mkfifo /out/fifo \
                  then try mknod /out/device then try link /out/real /out/same then try link /etc/passwd /out/hard \
-                 then try remove /out then try rename /out /tmp/out then exit 0";
+                 then exit 0";
     let declared = Output::folder(path("/out"), limit(1 << 20)?);
     let spec = bench
         .spec(words)

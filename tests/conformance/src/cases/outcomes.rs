@@ -26,13 +26,19 @@ case::cases! {
 }
 
 async fn exit_codes_are_exact(bench: Bench) -> case::Outcome {
-    for code in [
+    let codes = [
         0, 1, 2, 77, 121, 125, 126, 127, 128, 129, 137, 139, 143, 254, 255,
-    ] {
-        let outcome = bench
-            .outcome(&format!("exit-{code}"), &format!("exit {code}"))
-            .await?;
-        equal(&format!("exit {code}"), outcome, Outcome::Exited(code))?;
+    ];
+    let runs = codes.map(|code| {
+        let bench = bench.clone();
+        async move {
+            let words = format!("exit {code}");
+            let outcome = bench.outcome(&format!("exit-{code}"), &words).await?;
+            equal(&words, outcome, Outcome::Exited(code))
+        }
+    });
+    for run in futures_util::future::join_all(runs).await {
+        run?;
     }
     Ok(())
 }

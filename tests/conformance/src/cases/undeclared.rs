@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::TryStreamExt;
 use v6_runtime::{
     Capabilities, EgressGrant, ErrorKind, Gpu, GrantName, InputStream, LogOptions, LogPosition,
-    Mount, MountSource, Output, Resources, RunSpec, Runtime, Trust,
+    Mount, MountSource, Output, PullPolicy, Resources, RunSpec, Runtime, Trust,
 };
 
 use super::refusals::refused;
@@ -22,6 +22,8 @@ macro_rules! undeclared {
                 "where ", $bit, " is not declared, a spec that asks for it is refused as \
                  Unsupported, names the field, leaves nothing and makes no call"
             );)+
+            #[alone]
+            undeclared_pull_asks_no_registry ["IMG-1", "IMG-3"]: "where pull is not declared, an image that only a registry has is refused as NotFound or Unsupported, whatever the policy";
             undeclared_logs_follow_is_unsupported ["RUN-6", "LOG-2"]: "where logs.follow is not declared, following a log is refused as Unsupported";
             undeclared_logs_since_is_unsupported ["RUN-6", "LOG-2"]: "where logs.since is not declared, reading a log from a position is refused as Unsupported";
         }
@@ -98,6 +100,25 @@ fn few() -> Result<NonZeroU32, Failure> {
 
 fn mounted(spec: RunSpec, source: MountSource) -> Result<RunSpec, Failure> {
     Ok(spec.with_mount(Mount::new(source, path("/x"))))
+}
+
+async fn undeclared_pull_asks_no_registry(bench: Bench) -> case::Outcome {
+    not_declared(&bench, "pull", |c| c.pull)?;
+    let name = bench.registries().await?.open;
+    for policy in [
+        PullPolicy::Never,
+        PullPolicy::IfNotPresent,
+        PullPolicy::Always,
+    ] {
+        match bench.runtime.resolve(&name, policy).await {
+            Err(error) => holds(
+                &format!("{policy:?}: {error}"),
+                matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported),
+            )?,
+            Ok(image) => return Err(format!("{policy:?}: it resolved to {image:?}").into()),
+        }
+    }
+    Ok(())
 }
 
 async fn undeclared_logs_follow_is_unsupported(bench: Bench) -> case::Outcome {

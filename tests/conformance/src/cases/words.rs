@@ -8,6 +8,7 @@ use v6_runtime::{
 use super::needs;
 use crate::bench::{Bench, path, run_id};
 use crate::case::{self, Failure, equal, fails, holds};
+use crate::probe::pattern;
 
 case::cases! {
     arguments_are_literal ["RUN-8"]: "arguments reach the program as they are: quotes, line ends, dollar signs, empty ones, 100 KB";
@@ -16,6 +17,7 @@ case::cases! {
     secret_files_reach_the_program_alone ["ANY-4"]: "a secret file reaches the program, and is in no status, listing, error or Debug";
     secrets_are_in_no_refusal ["ANY-4", "RUN-6"]: "the error that refuses a spec has no secret of it";
     #[needs(needs::scratch)]
+    a_scratch_folder_can_be_worked_in ["RUN-8", "FLOOR-5"]: "a scratch folder that is the working directory can be written";
     the_working_directory_is_literal ["RUN-8"]: "the working directory is taken as it is: blanks, quotes, dollar signs";
     the_working_directory_applies ["RUN-8"]: "the program starts in the working directory that the spec names";
     standard_input_is_at_its_end ["RUN-8"]: "the program's standard input is at its end, and nothing ever comes from it";
@@ -164,14 +166,19 @@ async fn secrets_are_in_no_refusal(bench: Bench) -> case::Outcome {
 async fn the_working_directory_is_literal(bench: Bench) -> case::Outcome {
     let id = run_id("workdir");
     let folder = "/work dir/$HOME 'and' \"é\"";
-    let mount = Mount::new(MountSource::Scratch(None), path(folder));
-    let spec = bench.spec("write here 5").await?;
-    let mut words = spec.args.clone();
-    words.extend(["then", "verify", &format!("{folder}/here"), "5"].map(str::to_owned));
-    let spec = spec
-        .with_args(words)
-        .with_mount(mount)
-        .with_workdir(path(folder));
+    let source = MountSource::Inline(pattern(5));
+    let mount = Mount::new(source, path(&format!("{folder}/given")));
+    let spec = bench.spec("verify given 5").await?;
+    let spec = spec.with_mount(mount).with_workdir(path(folder));
+    bench.done(&id, &spec).await?;
+    Ok(())
+}
+
+async fn a_scratch_folder_can_be_worked_in(bench: Bench) -> case::Outcome {
+    let id = run_id("workdir");
+    let mount = Mount::new(MountSource::Scratch(None), path("/work"));
+    let spec = bench.spec("write here 5 then verify /work/here 5").await?;
+    let spec = spec.with_mount(mount).with_workdir(path("/work"));
     bench.done(&id, &spec).await?;
     Ok(())
 }
