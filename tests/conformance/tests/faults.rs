@@ -112,7 +112,7 @@ fn try_all<'a, 'b>(jobs: &'a [Job<'b>]) -> Vec<(&'a Job<'b>, Verdict)> {
 
 /// Tries a case on a thread that is left alone if it goes on for ever.
 fn guarded(job: &Job<'_>) -> Verdict {
-    let (tell, told) = mpsc::channel();
+    let (tell, told) = mpsc::sync_channel(1);
     let (seed, declaring, case) = (job.seed, job.declaring, *job.case);
     std::thread::spawn(move || tell.send(try_case(seed, declaring, &case)));
     told.recv_timeout(STUCK)
@@ -136,10 +136,7 @@ fn try_case(seed: Option<Seed>, declaring: Declaring, case: &Case) -> Verdict {
         if declaring == Declaring::Nothing {
             harness = harness.declaring_nothing();
         }
-        let t = std::time::Instant::now();
-        let v = case.check(Arc::new(harness)).await;
-        eprintln!("TIME {} {}", case.id, t.elapsed().as_micros());
-        v
+        case.check(Arc::new(harness)).await
     })
 }
 

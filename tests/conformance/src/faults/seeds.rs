@@ -46,12 +46,14 @@ seeds! {
         RunTwiceRunsTwice [
             the_same_run_is_adopted one_of_many_starters_creates a_restart_adopts_running_runs
             a_lost_answer_starts_nothing_twice run_can_be_dropped_anywhere
+            starters_in_two_processes_run_it_once
         ]
         /// `run` with the same spec again answers that it created the run.
         AdoptedIsCalledCreated [
             the_same_run_is_adopted one_of_many_starters_creates a_restart_adopts_running_runs
             a_lost_answer_starts_nothing_twice notes_and_deadline_do_not_count
             of_two_specs_one_wins run_can_be_dropped_anywhere
+            starters_in_two_processes_run_it_once
         ]
         /// `run` adopts whatever has the id, without comparing the specs.
         AnySpecIsAdopted [
@@ -171,12 +173,12 @@ seeds! {
         /// `resolve` of a name that nobody knows succeeds.
         UnknownNamesResolve [
             an_unknown_name_is_not_found an_image_is_pulled_and_run
-            registries_fail_in_their_own_ways
+            registries_fail_in_their_own_ways undeclared_pull_asks_no_registry
         ]
         /// `resolve` of a name that nobody knows says that the registry cannot be reached.
         UnknownNamesAreUnreachable [
             an_unknown_name_is_not_found an_image_is_pulled_and_run
-            registries_fail_in_their_own_ways
+            registries_fail_in_their_own_ways undeclared_pull_asks_no_registry
         ]
         /// `prefetch` is refused.
         PrefetchIsDenied [
@@ -192,6 +194,7 @@ seeds! {
             registries_fail_in_their_own_ways an_unknown_name_is_not_found
             an_engine_that_is_away_gives_no_verdict an_image_is_pulled_and_run
             delayed_calls_can_be_repeated failed_calls_can_be_repeated
+            undeclared_pull_asks_no_registry
         ]
         /// While one image is being fetched no other run starts.
         PullsHoldUpOthers [a_slow_pull_delays_no_other_run]
@@ -202,15 +205,13 @@ seeds! {
     }
     "What the program is told" {
         /// Arguments are joined, and split at blanks.
-        ArgumentsAreSplit [
-            arguments_are_literal any_name_is_collected the_working_directory_is_literal
-        ]
+        ArgumentsAreSplit [arguments_are_literal any_name_is_collected]
         /// Empty arguments are dropped.
         EmptyArgumentsAreDropped [arguments_are_literal]
         /// Arguments are cut at 64 KiB.
         LongArgumentsAreCut [arguments_are_literal]
         /// Variables in arguments are expanded.
-        ArgumentsAreExpanded [arguments_are_literal the_working_directory_is_literal]
+        ArgumentsAreExpanded [arguments_are_literal]
         /// Variables in the environment are expanded.
         EnvironmentIsExpanded [environment_is_literal]
         /// The environment travels as a file of lines.
@@ -222,7 +223,10 @@ seeds! {
         /// `Debug` of the runtime shows the specs that it was given.
         SecretInDebug [secrets_reach_the_program_alone secret_files_reach_the_program_alone]
         /// The working directory is always the image's.
-        WorkdirIsIgnored [the_working_directory_applies the_working_directory_is_literal]
+        WorkdirIsIgnored [
+            the_working_directory_applies the_working_directory_is_literal
+            a_scratch_folder_can_be_worked_in
+        ]
         /// Standard input stays open, and nothing comes.
         StandardInputStaysOpen [standard_input_is_at_its_end]
     }
@@ -245,7 +249,7 @@ seeds! {
         BrokenStreamMayHaveStarted [a_broken_stream_starts_nothing]
         /// A scratch folder cannot be written.
         ScratchIsReadOnly [
-            scratch_is_writable a_scratch_limit_binds the_working_directory_is_literal
+            scratch_is_writable a_scratch_limit_binds a_scratch_folder_can_be_worked_in
         ]
         /// Files of the machine are mounted for writing always.
         HostPathsAreWritable [host_paths_are_mounted]
@@ -575,10 +579,7 @@ seeds! {
     }
     "Logs" {
         /// Of a log its first 512 KiB are given.
-        LogsAreRotated [
-            logs_are_byte_exact a_stalled_reader_delays_nobody binary_logs_are_byte_exact
-            both_streams_are_told_apart
-        ]
+        LogsAreRotated [logs_are_byte_exact binary_logs_are_byte_exact both_streams_are_told_apart]
         /// Lines are split at 16 KiB.
         LongLinesAreSplit [logs_are_byte_exact arguments_are_literal environment_is_literal]
         /// What is printed on standard error is lost.
@@ -635,7 +636,7 @@ seeds! {
             every_end_is_seen many_at_once phases_never_go_back a_slow_engine_changes_nothing
             a_slow_watcher_delays_nobody cancel_can_be_dropped_anywhere
             cleanup_can_be_dropped_anywhere connections_name_their_run run_can_be_dropped_anywhere
-            two_runs_may_end_in_one_tick
+            two_runs_may_end_in_one_tick exit_codes_are_exact logs_are_byte_exact
         ]
         /// After Running comes an older Pending.
         PhasesGoBack [phases_never_go_back]
