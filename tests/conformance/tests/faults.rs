@@ -172,7 +172,7 @@ fn each_fault_turns_its_cases_red_and_no_others() {
     let results = Results::get();
     let mut wrong = Vec::new();
     for seed in Seed::all() {
-        let wanted: Ids = seed.cases().iter().copied().collect();
+        let wanted: Ids = seed.cases().into_iter().collect();
         let red = results.red(seed);
         for id in wanted.difference(&red) {
             let verdict = results.seeded[&seed].get(id);

@@ -7,7 +7,11 @@
 //! case may be named by none.
 //!
 //! The list is in `seeds.rs`, what each fault does is in the module for its subject, and
-//! [`table`] prints it, which is `docs/conformance/faults.md`.
+//! [`table()`] prints it, which is `docs/conformance/faults.md`.
+//!
+//! Faults of another engine, such as one behind a proxy that weakens the containers it makes, are
+//! an enum of their own, declared with the same macro (see `table.rs`); the cases that only such
+//! an engine can run are [`ELSEWHERE`].
 //!
 //! To add a case, add the fault that it is there to find. To see one at work:
 //!
@@ -36,12 +40,15 @@ mod program;
 mod removing;
 mod runtime;
 mod seeds;
+mod sets;
 mod specs;
 mod starting;
+mod streams;
 mod surroundings;
 mod watching;
 mod world;
 
 pub use harness::SeededHarness;
-pub use seeds::{ELSEWHERE, Seed};
-pub use table::{UnknownSeed, table};
+pub use seeds::Seed;
+pub use sets::ELSEWHERE;
+pub use table::{Rows, UnknownSeed, table};

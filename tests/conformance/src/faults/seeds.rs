@@ -1,28 +1,6 @@
 //! Every fault: what is wrong, and the cases that must see it.
 
-/// Cases that the in-memory runtime cannot run, pretence included, and why. That they can fail has
-/// to be shown on an engine with processes.
-pub const ELSEWHERE: &[(&str, &[&str])] = &[
-    (
-        "runs have to outlive the process that started them, and it is killed",
-        &[
-            "a_killed_holder_frees_the_lease",
-            "a_killed_process_has_cancelled",
-            "a_killed_start_can_be_cleaned_up",
-            "a_killed_start_is_abandoned",
-            "a_killed_starter_leaves_its_run",
-            "the_deadline_outlives_its_process",
-        ],
-    ),
-    (
-        "the memory of a process is measured in which the engine is not",
-        &[
-            "collecting_takes_constant_memory",
-            "giving_takes_constant_memory",
-            "reading_logs_takes_constant_memory",
-        ],
-    ),
-];
+use super::sets::{CANCELS, REFUSALS, RESTARTS};
 
 seeds! {
     /// One way in which the in-memory runtime can be made to go wrong.
@@ -33,27 +11,23 @@ seeds! {
         RunWaitsForTheEnd [
             run_returns_before_the_end cleanup_of_a_live_run_needs_force outputs_wait_for_the_end
             following_ends_with_the_run connections_wait_for_a_reader a_running_run_is_cancelled
-            who_ignores_the_request_is_killed a_shorter_grace_shortens
-            a_run_is_cancelled_before_it_starts a_restart_remembers_the_cancel
-            cleanup_shows_no_other_end connections_reach_a_restarted_process
+            who_ignores_the_request_is_killed a_shorter_grace_shortens a_run_is_cancelled_before_it_starts
+            a_restart_remembers_the_cancel cleanup_shows_no_other_end connections_reach_a_restarted_process
             a_deadline_changes_no_cancel a_grace_of_zero_kills a_longer_grace_does_not_lengthen
-            a_restarted_engine_keeps_what_was a_slow_engine_changes_nothing
-            cancel_can_be_dropped_anywhere cancelling_twice_is_no_error
-            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+            a_restarted_engine_keeps_what_was a_slow_engine_changes_nothing cancel_can_be_dropped_anywhere
+            cancelling_twice_is_no_error delayed_calls_can_be_repeated failed_calls_can_be_repeated
             watching_costs_no_calls_per_run who_ends_on_request_was_cancelled
         ]
         /// `run` with the same spec again starts the program a second time.
         RunTwiceRunsTwice [
             the_same_run_is_adopted one_of_many_starters_creates a_restart_adopts_running_runs
-            a_lost_answer_starts_nothing_twice run_can_be_dropped_anywhere
-            starters_in_two_processes_run_it_once
+            a_lost_answer_starts_nothing_twice run_can_be_dropped_anywhere starters_in_two_processes_run_it_once
         ]
         /// `run` with the same spec again answers that it created the run.
         AdoptedIsCalledCreated [
             the_same_run_is_adopted one_of_many_starters_creates a_restart_adopts_running_runs
-            a_lost_answer_starts_nothing_twice notes_and_deadline_do_not_count
-            of_two_specs_one_wins run_can_be_dropped_anywhere
-            starters_in_two_processes_run_it_once
+            a_lost_answer_starts_nothing_twice notes_and_deadline_do_not_count of_two_specs_one_wins
+            run_can_be_dropped_anywhere starters_in_two_processes_run_it_once
         ]
         /// `run` adopts whatever has the id, without comparing the specs.
         AnySpecIsAdopted [
@@ -80,15 +54,13 @@ seeds! {
         ]
         /// Of concurrent calls of `run` all but the first fail.
         StartersGetInEachOthersWay [
-            one_of_many_starters_creates a_cut_start_is_abandoned of_two_specs_one_wins
-            run_can_be_dropped_anywhere
+            one_of_many_starters_creates a_cut_start_is_abandoned of_two_specs_one_wins run_can_be_dropped_anywhere
         ]
         /// Concurrent calls of `run` all answer that they created the run.
         EveryStarterCreates [one_of_many_starters_creates of_two_specs_one_wins]
         /// A call of `run` that is dropped leaves a lock.
         DroppedRunLeavesALock [
-            one_of_many_starters_creates a_cut_start_is_abandoned of_two_specs_one_wins
-            run_can_be_dropped_anywhere
+            one_of_many_starters_creates a_cut_start_is_abandoned of_two_specs_one_wins run_can_be_dropped_anywhere
         ]
         /// What a dropped call of `run` left can be completed only with its own spec.
         AbandonedKeepsItsSpec [a_cut_start_is_abandoned]
@@ -97,60 +69,17 @@ seeds! {
         /// A call of `run` that is dropped leaves files.
         DroppedRunLeavesFiles [a_cut_start_can_be_cleaned_up run_dropped_anywhere_leaves_nothing]
         /// A spec that asks for what is not declared is accepted, and that part of it ignored.
-        UndeclaredIsIgnored [
-            undeclared_deadline_is_unsupported undeclared_egress_is_unsupported
-            undeclared_grace_is_unsupported undeclared_logs_follow_is_unsupported
-            undeclared_logs_since_is_unsupported undeclared_mounts_host_path_is_unsupported
-            undeclared_mounts_scratch_is_unsupported
-            undeclared_mounts_scratch_limit_is_unsupported undeclared_mounts_stream_is_unsupported
-            undeclared_mounts_volume_is_unsupported undeclared_outputs_file_is_unsupported
-            undeclared_outputs_folder_is_unsupported undeclared_resources_cpu_is_unsupported
-            undeclared_resources_gpu_is_unsupported undeclared_resources_memory_is_unsupported
-            undeclared_resources_pids_is_unsupported undeclared_resources_scratch_is_unsupported
-            undeclared_supplementary_groups_is_unsupported undeclared_trust_is_unsupported
-        ]
+        UndeclaredIsIgnored [undeclared_logs_follow_is_unsupported undeclared_logs_since_is_unsupported] + REFUSALS
         /// What is not declared is refused as if it were wrong on any backend.
-        UndeclaredIsInvalid [
-            undeclared_deadline_is_unsupported undeclared_egress_is_unsupported
-            undeclared_grace_is_unsupported undeclared_logs_follow_is_unsupported
-            undeclared_logs_since_is_unsupported undeclared_mounts_host_path_is_unsupported
-            undeclared_mounts_scratch_is_unsupported
-            undeclared_mounts_scratch_limit_is_unsupported undeclared_mounts_stream_is_unsupported
-            undeclared_mounts_volume_is_unsupported undeclared_outputs_file_is_unsupported
-            undeclared_outputs_folder_is_unsupported undeclared_resources_cpu_is_unsupported
-            undeclared_resources_gpu_is_unsupported undeclared_resources_memory_is_unsupported
-            undeclared_resources_pids_is_unsupported undeclared_resources_scratch_is_unsupported
-            undeclared_supplementary_groups_is_unsupported undeclared_trust_is_unsupported
-        ]
+        UndeclaredIsInvalid [undeclared_logs_follow_is_unsupported undeclared_logs_since_is_unsupported] + REFUSALS
         /// A refusal does not name the field.
-        RefusalNamesNoField [
-            a_wrong_spec_is_refused undeclared_deadline_is_unsupported
-            undeclared_egress_is_unsupported undeclared_grace_is_unsupported
-            undeclared_mounts_host_path_is_unsupported undeclared_mounts_scratch_is_unsupported
-            undeclared_mounts_scratch_limit_is_unsupported undeclared_mounts_stream_is_unsupported
-            undeclared_mounts_volume_is_unsupported undeclared_outputs_file_is_unsupported
-            undeclared_outputs_folder_is_unsupported undeclared_resources_cpu_is_unsupported
-            undeclared_resources_gpu_is_unsupported undeclared_resources_memory_is_unsupported
-            undeclared_resources_pids_is_unsupported undeclared_resources_scratch_is_unsupported
-            undeclared_supplementary_groups_is_unsupported undeclared_trust_is_unsupported
-        ]
+        RefusalNamesNoField [a_wrong_spec_is_refused] + REFUSALS
         /// A refusal shows the spec, with its secrets.
         RefusalShowsTheSpec [secrets_are_in_no_refusal]
         /// A refused call of `run` ends the run that has the id.
         RefusalEndsTheRun [a_refusal_spares_the_run]
         /// A refused call of `run` has made the record already.
-        RefusalLeavesARecord [
-            a_wrong_spec_is_refused a_refusal_spares_the_run secrets_are_in_no_refusal
-            undeclared_deadline_is_unsupported undeclared_egress_is_unsupported
-            undeclared_grace_is_unsupported undeclared_mounts_host_path_is_unsupported
-            undeclared_mounts_scratch_is_unsupported
-            undeclared_mounts_scratch_limit_is_unsupported undeclared_mounts_stream_is_unsupported
-            undeclared_mounts_volume_is_unsupported undeclared_outputs_file_is_unsupported
-            undeclared_outputs_folder_is_unsupported undeclared_resources_cpu_is_unsupported
-            undeclared_resources_gpu_is_unsupported undeclared_resources_memory_is_unsupported
-            undeclared_resources_pids_is_unsupported undeclared_resources_scratch_is_unsupported
-            undeclared_supplementary_groups_is_unsupported undeclared_trust_is_unsupported
-        ]
+        RefusalLeavesARecord [a_wrong_spec_is_refused a_refusal_spares_the_run secrets_are_in_no_refusal] + REFUSALS
         /// A wrong argument is mended without a word.
         WrongIsMended [a_wrong_spec_is_refused a_refusal_spares_the_run]
     }
@@ -159,31 +88,28 @@ seeds! {
         TagInsteadOfDigest [a_moved_tag_changes_no_run]
         /// The status tells another name than the one that was resolved.
         StatusTellsTheTagOnly [
-            exactly_the_resolved_image_is_told a_moved_tag_changes_no_run
-            an_image_is_pulled_and_run
+            exactly_the_resolved_image_is_told a_moved_tag_changes_no_run an_image_is_pulled_and_run
         ]
         /// An image that is gone fails the call of `run`.
         MissingImageIsAnError [
             a_missing_image_is_an_outcome a_failed_pull_is_an_outcome a_pull_can_be_cancelled
-            a_pulling_run_can_be_cleaned_up a_slow_pull_delays_no_other_run
-            the_deadline_ends_a_pull
+            a_pulling_run_can_be_cleaned_up a_slow_pull_delays_no_other_run the_deadline_ends_a_pull
         ]
         /// An image that is gone is an exit code, as `docker run` has it.
         MissingImageIs125 [a_missing_image_is_an_outcome a_failed_pull_is_an_outcome]
         /// `resolve` of a name that nobody knows succeeds.
         UnknownNamesResolve [
-            an_unknown_name_is_not_found an_image_is_pulled_and_run
-            registries_fail_in_their_own_ways undeclared_pull_asks_no_registry
+            an_unknown_name_is_not_found an_image_is_pulled_and_run registries_fail_in_their_own_ways
+            undeclared_pull_asks_no_registry
         ]
         /// `resolve` of a name that nobody knows says that the registry cannot be reached.
         UnknownNamesAreUnreachable [
-            an_unknown_name_is_not_found an_image_is_pulled_and_run
-            registries_fail_in_their_own_ways undeclared_pull_asks_no_registry
+            an_unknown_name_is_not_found an_image_is_pulled_and_run registries_fail_in_their_own_ways
+            undeclared_pull_asks_no_registry
         ]
         /// `prefetch` is refused.
         PrefetchIsDenied [
-            exactly_the_resolved_image_is_told a_prefetched_image_is_there
-            registries_fail_in_their_own_ways
+            exactly_the_resolved_image_is_told a_prefetched_image_is_there registries_fail_in_their_own_ways
         ]
         /// `prefetch` does nothing.
         PrefetchDoesNothing [a_prefetched_image_is_there registries_fail_in_their_own_ways]
@@ -191,9 +117,8 @@ seeds! {
         ResolveFetches [an_image_is_pulled_and_run]
         /// Whatever is wrong with a name or registry is one kind of error.
         RegistriesFailInOneWay [
-            registries_fail_in_their_own_ways an_unknown_name_is_not_found
-            an_engine_that_is_away_gives_no_verdict an_image_is_pulled_and_run
-            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+            registries_fail_in_their_own_ways an_unknown_name_is_not_found an_engine_that_is_away_gives_no_verdict
+            an_image_is_pulled_and_run delayed_calls_can_be_repeated failed_calls_can_be_repeated
             undeclared_pull_asks_no_registry
         ]
         /// While one image is being fetched no other run starts.
@@ -224,8 +149,7 @@ seeds! {
         SecretInDebug [secrets_reach_the_program_alone secret_files_reach_the_program_alone]
         /// The working directory is always the image's.
         WorkdirIsIgnored [
-            the_working_directory_applies the_working_directory_is_literal
-            a_scratch_folder_can_be_worked_in
+            the_working_directory_applies the_working_directory_is_literal a_scratch_folder_can_be_worked_in
         ]
         /// Standard input stays open, and nothing comes.
         StandardInputStaysOpen [standard_input_is_at_its_end]
@@ -248,9 +172,7 @@ seeds! {
         /// The error of a stream that broke says that the program may have started.
         BrokenStreamMayHaveStarted [a_broken_stream_starts_nothing]
         /// A scratch folder cannot be written.
-        ScratchIsReadOnly [
-            scratch_is_writable a_scratch_limit_binds a_scratch_folder_can_be_worked_in
-        ]
+        ScratchIsReadOnly [scratch_is_writable a_scratch_limit_binds a_scratch_folder_can_be_worked_in]
         /// Files of the machine are mounted for writing always.
         HostPathsAreWritable [host_paths_are_mounted]
         /// Files of the machine are mounted for writing never.
@@ -268,9 +190,7 @@ seeds! {
         /// Outputs end at 1 MiB.
         OutputsEndAtAMebibyte [outputs_are_byte_exact]
         /// Outputs lose blanks and line ends at their end.
-        OutputsAreText [
-            outputs_are_byte_exact a_cut_output_is_not_taken_for_whole odd_pieces_change_nothing
-        ]
+        OutputsAreText [outputs_are_byte_exact a_cut_output_is_not_taken_for_whole odd_pieces_change_nothing]
         /// What is no whole block of an output is lost.
         LastPieceIsLost [
             outputs_are_byte_exact an_output_cannot_be_replaced an_output_can_be_collected_again
@@ -278,8 +198,7 @@ seeds! {
         ]
         /// An output is given once.
         OutputsAreGivenOnce [
-            an_output_can_be_collected_again reading_can_be_dropped_anywhere
-            a_cut_output_is_not_taken_for_whole
+            an_output_can_be_collected_again reading_can_be_dropped_anywhere a_cut_output_is_not_taken_for_whole
         ]
         /// An output whose connection broke looks whole.
         CutOutputLooksWhole [a_cut_output_is_not_taken_for_whole]
@@ -288,9 +207,7 @@ seeds! {
         /// The output's file is in a folder that the run can write.
         OutputsCanBeReplaced [an_output_cannot_be_replaced]
         /// Outputs of any size are given out.
-        OutputLimitIsIgnored [
-            an_output_has_a_limit a_folder_has_a_limit an_output_of_holes_has_a_limit
-        ]
+        OutputLimitIsIgnored [an_output_has_a_limit a_folder_has_a_limit an_output_of_holes_has_a_limit]
         /// Folders of any size are given out.
         FolderLimitIsIgnored [a_folder_has_a_limit]
         /// Before the end `collect` gives what there is.
@@ -349,24 +266,15 @@ seeds! {
         MissingCommandIs127 [a_missing_command_is_told_from_127]
         /// Whatever keeps a program from starting is told as one.
         StartFailuresAreNotToldApart [
-            a_missing_command_is_told_from_127 a_missing_image_is_an_outcome
-            a_missing_host_path_is_an_outcome a_failed_pull_is_an_outcome
-            a_missing_volume_is_an_outcome
+            a_missing_command_is_told_from_127 a_missing_image_is_an_outcome a_missing_host_path_is_an_outcome
+            a_failed_pull_is_an_outcome a_missing_volume_is_an_outcome
         ]
         /// No status has the time of its start and end.
         TimesAreNotTold [a_restart_reads_finished_runs an_end_has_its_times]
     }
     "Cancel, grace and deadline" {
         /// `cancel` is accepted and ends nothing.
-        CancelDoesNothing [
-            a_running_run_is_cancelled who_ignores_the_request_is_killed a_shorter_grace_shortens
-            a_run_is_cancelled_before_it_starts a_restart_remembers_the_cancel
-            cleanup_shows_no_other_end a_deadline_changes_no_cancel a_grace_of_zero_kills
-            a_longer_grace_does_not_lengthen a_pull_can_be_cancelled a_slow_engine_changes_nothing
-            cancel_can_be_dropped_anywhere cancelling_twice_is_no_error
-            delayed_calls_can_be_repeated failed_calls_can_be_repeated
-            who_ends_on_request_was_cancelled
-        ]
+        CancelDoesNothing [] + CANCELS
         /// `cancel` of a run that has not started is forgotten.
         CancelBeforeTheStartIsLost [
             a_run_is_cancelled_before_it_starts cleanup_shows_no_other_end a_pull_can_be_cancelled
@@ -375,14 +283,12 @@ seeds! {
         /// `cancel` does not ask the program to end, and kills it after the grace.
         CancelOnlyKills [a_running_run_is_cancelled a_deadline_changes_no_cancel]
         /// A second `cancel` changes nothing.
-        SecondCancelIsIgnored [
-            a_shorter_grace_shortens delayed_calls_can_be_repeated failed_calls_can_be_repeated
-        ]
+        SecondCancelIsIgnored [a_shorter_grace_shortens delayed_calls_can_be_repeated failed_calls_can_be_repeated]
         /// A second `cancel` is a conflict.
         SecondCancelIsAConflict [
             cancelling_twice_is_no_error a_longer_grace_does_not_lengthen a_shorter_grace_shortens
-            cancel_can_be_dropped_anywhere cancelling_the_finished_does_nothing
-            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+            cancel_can_be_dropped_anywhere cancelling_the_finished_does_nothing delayed_calls_can_be_repeated
+            failed_calls_can_be_repeated
         ]
         /// After a call of `cancel` that was dropped, no other has an effect.
         DroppedCancelIsForgotten [cancel_can_be_dropped_anywhere]
@@ -401,19 +307,10 @@ seeds! {
             an_engine_that_is_away_gives_no_verdict
         ]
         /// A cancelled run is told as exit code 143.
-        CancelledIsACode [
-            a_running_run_is_cancelled who_ignores_the_request_is_killed a_shorter_grace_shortens
-            a_run_is_cancelled_before_it_starts a_restart_remembers_the_cancel
-            cleanup_shows_no_other_end a_deadline_changes_no_cancel a_grace_of_zero_kills
-            a_longer_grace_does_not_lengthen a_pull_can_be_cancelled a_slow_engine_changes_nothing
-            a_start_can_be_cancelled_at_any_moment cancel_can_be_dropped_anywhere
-            cancelling_twice_is_no_error delayed_calls_can_be_repeated
-            failed_calls_can_be_repeated who_ends_on_request_was_cancelled
-        ]
+        CancelledIsACode [a_start_can_be_cancelled_at_any_moment] + CANCELS
         /// Only the process that cancelled a run knows that it was cancelled.
         CancelIsForgotten [
-            a_restart_remembers_the_cancel a_deadline_changes_no_cancel
-            a_start_can_be_cancelled_at_any_moment
+            a_restart_remembers_the_cancel a_deadline_changes_no_cancel a_start_can_be_cancelled_at_any_moment
         ]
         /// `grace` is declared, and every run killed at once.
         GraceIsIgnored [who_ignores_the_request_is_killed]
@@ -425,9 +322,7 @@ seeds! {
             a_past_deadline_starts_nothing the_deadline_ends_a_pull
         ]
         /// The deadline ends a run long before it has passed.
-        DeadlineIsAtOnce [
-            the_deadline_ends_a_run a_deadline_changes_no_cancel who_ends_in_time_has_met_it
-        ]
+        DeadlineIsAtOnce [the_deadline_ends_a_run a_deadline_changes_no_cancel who_ends_in_time_has_met_it]
         /// A deadline that has passed already is forgotten.
         PastDeadlineIsForgotten [a_past_deadline_starts_nothing]
         /// A run that ended in time is told as late once its deadline has passed.
@@ -444,27 +339,9 @@ seeds! {
     }
     "The record" {
         /// A value sees only runs that it started itself.
-        OnlyOwnRunsAreSeen [
-            a_restart_adopts_running_runs a_restart_reads_finished_runs
-            a_restart_remembers_the_cancel every_run_is_listed_whole
-            a_watch_begins_with_everything a_cut_start_is_abandoned a_cut_start_can_be_cleaned_up
-            cancelling_the_finished_does_nothing the_deadline_holds_alone
-            connections_reach_a_restarted_process a_deadline_changes_no_cancel
-            a_lost_answer_starts_nothing_twice a_run_may_be_over_before_the_first_look
-            a_start_can_be_cancelled_at_any_moment an_end_has_its_times annotations_may_be_large
-            cancelling_twice_is_no_error who_ends_in_time_has_met_it
-        ]
+        OnlyOwnRunsAreSeen [a_cut_start_is_abandoned a_cut_start_can_be_cleaned_up] + RESTARTS
         /// How a run ended only the process knows that started it.
-        EndsAreRememberedByTheProcess [
-            a_restart_adopts_running_runs a_restart_reads_finished_runs
-            a_restart_remembers_the_cancel every_run_is_listed_whole
-            a_watch_begins_with_everything cancelling_the_finished_does_nothing
-            the_deadline_holds_alone connections_reach_a_restarted_process
-            a_deadline_changes_no_cancel a_lost_answer_starts_nothing_twice
-            a_run_may_be_over_before_the_first_look a_start_can_be_cancelled_at_any_moment
-            an_end_has_its_times annotations_may_be_large cancelling_twice_is_no_error
-            who_ends_in_time_has_met_it
-        ]
+        EndsAreRememberedByTheProcess [] + RESTARTS
         /// Annotations are cut at 4,096 characters.
         AnnotationsAreCut [every_run_is_listed_whole annotations_may_be_large]
         /// Line ends in annotations become blanks.
@@ -477,9 +354,8 @@ seeds! {
         ListEndsAfterAPage [many_at_once]
         /// `list` gives no finished run while another runs.
         ListForgetsTheFinished [
-            every_run_is_listed_whole a_watch_begins_with_everything
-            a_slow_pull_delays_no_other_run it_sees_only_its_processes
-            without_grants_nothing_arrives
+            every_run_is_listed_whole a_watch_begins_with_everything a_slow_pull_delays_no_other_run
+            it_sees_only_its_processes without_grants_nothing_arrives
         ]
         /// `list` gives runs of every owner.
         ListOfEveryOwner [owners_do_not_meet one_name_may_begin_another]
@@ -490,15 +366,14 @@ seeds! {
         /// An unknown run is told as an engine that does not answer.
         UnknownIsUnavailable [
             an_unknown_run_is_not_found owners_do_not_meet cleanup_of_a_live_run_needs_force
-            cleanup_shows_no_other_end a_cut_start_can_be_cleaned_up
-            a_pulling_run_can_be_cleaned_up a_stuck_part_does_not_stop_cleanup
-            a_taken_name_conflicts cleanup_can_be_dropped_anywhere concurrent_cleanups_all_succeed
-            look_alikes_are_spared one_name_may_begin_another run_dropped_anywhere_leaves_nothing
+            cleanup_shows_no_other_end a_cut_start_can_be_cleaned_up a_pulling_run_can_be_cleaned_up
+            a_stuck_part_does_not_stop_cleanup a_taken_name_conflicts cleanup_can_be_dropped_anywhere
+            concurrent_cleanups_all_succeed look_alikes_are_spared one_name_may_begin_another
+            run_dropped_anywhere_leaves_nothing
         ]
         /// No error of `status` says that repeating the call can help.
         NoCallCanBeRepeated [
-            failed_calls_can_be_repeated delayed_calls_can_be_repeated
-            an_engine_that_is_away_gives_no_verdict
+            failed_calls_can_be_repeated delayed_calls_can_be_repeated an_engine_that_is_away_gives_no_verdict
         ]
         /// A call of `status` that is dropped keeps the line to the engine for ever.
         DroppedLooksHoldTheLine [looks_can_be_dropped_anywhere]
@@ -524,8 +399,8 @@ seeds! {
         RefusalToCleanUpIsAConflict [cleanup_of_a_live_run_needs_force]
         /// `cleanup` fails, and says that the run is removed.
         FailedCleanupIsCalledRemoved [
-            a_stuck_part_does_not_stop_cleanup an_engine_that_is_away_gives_no_verdict
-            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+            a_stuck_part_does_not_stop_cleanup an_engine_that_is_away_gives_no_verdict delayed_calls_can_be_repeated
+            failed_calls_can_be_repeated
         ]
         /// A call of `cleanup` keeps others out, also when it was dropped.
         CleanupsKeepOthersOut [concurrent_cleanups_all_succeed cleanup_can_be_dropped_anywhere]
@@ -535,43 +410,29 @@ seeds! {
         LookAlikesAreRemoved [look_alikes_are_spared]
         /// `cleanup` of what is not there fails.
         NothingToCleanUpIsAnError [
-            cleanup_twice_is_absent owners_do_not_meet a_taken_name_conflicts
-            cleanup_can_be_dropped_anywhere concurrent_cleanups_all_succeed
-            run_dropped_anywhere_leaves_nothing
+            cleanup_twice_is_absent owners_do_not_meet a_taken_name_conflicts cleanup_can_be_dropped_anywhere
+            concurrent_cleanups_all_succeed run_dropped_anywhere_leaves_nothing
         ]
         /// `cleanup` of what is not there says that it was.
         NothingIsCalledRemoved [cleanup_twice_is_absent owners_do_not_meet a_taken_name_conflicts]
         /// While `cleanup` is at work, the run is told as lost.
         CleanupShowsAnotherEnd [cleanup_shows_no_other_end cleanup_can_be_dropped_anywhere]
         /// `cleanup` of a cancelled run leaves the note of the cancel.
-        MarksOfACancelStay [
-            a_running_run_is_cancelled who_ignores_the_request_is_killed a_shorter_grace_shortens
-            a_run_is_cancelled_before_it_starts a_restart_remembers_the_cancel
-            cleanup_shows_no_other_end a_deadline_changes_no_cancel a_grace_of_zero_kills
-            a_longer_grace_does_not_lengthen a_pull_can_be_cancelled a_slow_engine_changes_nothing
-            a_start_can_be_cancelled_at_any_moment cancel_can_be_dropped_anywhere
-            cancelling_twice_is_no_error delayed_calls_can_be_repeated
-            failed_calls_can_be_repeated who_ends_on_request_was_cancelled
-        ]
+        MarksOfACancelStay [a_start_can_be_cancelled_at_any_moment] + CANCELS
         /// Forced `cleanup` of a live run leaves its files.
         KilledRunsLeaveTheirFiles [
-            cleanup_of_a_live_run_needs_force every_run_is_listed_whole
-            a_watch_begins_with_everything a_log_ends_with_cleanup concurrent_cleanups_all_succeed
-            it_sees_only_its_processes watching_costs_no_calls_per_run
-            without_grants_nothing_arrives
+            cleanup_of_a_live_run_needs_force every_run_is_listed_whole a_watch_begins_with_everything
+            a_log_ends_with_cleanup concurrent_cleanups_all_succeed it_sees_only_its_processes
+            watching_costs_no_calls_per_run without_grants_nothing_arrives
         ]
         /// `cleanup` of an abandoned run leaves its files.
         AbandonedRunsLeaveTheirFiles [a_cut_start_can_be_cleaned_up]
         /// `cleanup` waits for a starter that is gone.
         CleanupWaitsForTheStarter [a_cut_start_can_be_cleaned_up]
         /// An id cannot be used again.
-        IdsAreUsedOnce [
-            an_id_can_be_used_again a_missing_volume_is_an_outcome two_runs_may_end_in_one_tick
-        ]
+        IdsAreUsedOnce [an_id_can_be_used_again a_missing_volume_is_an_outcome two_runs_may_end_in_one_tick]
         /// A run under an id that was used before shows the earlier one's end.
-        OldEndsComeBack [
-            an_id_can_be_used_again a_missing_volume_is_an_outcome two_runs_may_end_in_one_tick
-        ]
+        OldEndsComeBack [an_id_can_be_used_again a_missing_volume_is_an_outcome two_runs_may_end_in_one_tick]
         /// `cleanup` removes a run of another owner.
         CleanupOfAnyOwner [owners_do_not_meet]
         /// `cleanup` removes every run whose id begins so.
@@ -583,26 +444,22 @@ seeds! {
         /// Lines are split at 16 KiB.
         LongLinesAreSplit [logs_are_byte_exact arguments_are_literal environment_is_literal]
         /// What is printed on standard error is lost.
-        StandardErrorIsLost [
-            a_log_holds_both_streams both_streams_are_told_apart odd_pieces_change_nothing
-        ]
+        StandardErrorIsLost [a_log_holds_both_streams both_streams_are_told_apart odd_pieces_change_nothing]
         /// What was read of the log of a running program is not given again.
         LogsAreReadOnce [a_log_can_be_read_while_it_is_written]
         /// `logs.binary` is declared, and logs are text.
         BinaryLogsAreText [binary_logs_are_byte_exact]
         /// A log whose connection broke looks ended.
         CutLogLooksEnded [
-            a_cut_log_can_be_read_on an_engine_that_is_away_gives_no_verdict
-            delayed_calls_can_be_repeated failed_calls_can_be_repeated
+            a_cut_log_can_be_read_on an_engine_that_is_away_gives_no_verdict delayed_calls_can_be_repeated
+            failed_calls_can_be_repeated
         ]
         /// `logs.split` is declared, and the streams are one.
         StreamsAreMerged [both_streams_are_told_apart odd_pieces_change_nothing]
         /// Standard output and standard error are taken for each other.
         StreamsAreSwapped [both_streams_are_told_apart odd_pieces_change_nothing]
         /// `logs.since` is declared, and ignored.
-        SinceIsIgnored [
-            a_position_is_a_place a_cut_log_can_be_read_on undeclared_logs_since_is_unsupported
-        ]
+        SinceIsIgnored [a_position_is_a_place a_cut_log_can_be_read_on undeclared_logs_since_is_unsupported]
         /// Reading on from a position loses a byte.
         SinceIsOffByOne [a_position_is_a_place a_cut_log_can_be_read_on]
         /// A position is understood only by the process that gave it.
@@ -614,17 +471,14 @@ seeds! {
         /// A followed log ends when nothing comes for half a second.
         FollowingEndsInSilence [following_ends_with_the_run]
         /// A followed log does not end with the run.
-        FollowingNeverEnds [
-            following_ends_with_the_run a_cut_log_can_be_read_on a_log_ends_with_cleanup
-        ]
+        FollowingNeverEnds [following_ends_with_the_run a_cut_log_can_be_read_on a_log_ends_with_cleanup]
         /// A program waits for whoever follows its log.
         ReaderHoldsTheProgram [a_flood_ends_like_any_run a_stalled_reader_delays_nobody]
     }
     "Watching" {
         /// Something comes before the first snapshot.
         WatchBeginsWithANotice [
-            a_watch_begins_with_everything a_restarted_engine_keeps_what_was
-            a_run_may_be_over_before_the_first_look
+            a_watch_begins_with_everything a_restarted_engine_keeps_what_was a_run_may_be_over_before_the_first_look
         ]
         /// While a run goes on, snapshots have no other.
         SnapshotForgetsTheFinished [
@@ -634,9 +488,9 @@ seeds! {
         /// Of two runs that end at the same time one end is lost.
         OneOfTwoEndsIsLost [
             every_end_is_seen many_at_once phases_never_go_back a_slow_engine_changes_nothing
-            a_slow_watcher_delays_nobody cancel_can_be_dropped_anywhere
-            cleanup_can_be_dropped_anywhere connections_name_their_run run_can_be_dropped_anywhere
-            two_runs_may_end_in_one_tick exit_codes_are_exact logs_are_byte_exact
+            a_slow_watcher_delays_nobody cancel_can_be_dropped_anywhere cleanup_can_be_dropped_anywhere
+            connections_name_their_run run_can_be_dropped_anywhere two_runs_may_end_in_one_tick exit_codes_are_exact
+            logs_are_byte_exact
         ]
         /// After Running comes an older Pending.
         PhasesGoBack [phases_never_go_back]
@@ -658,17 +512,13 @@ seeds! {
             an_engine_that_is_away_gives_no_verdict
         ]
         /// When the engine ends its stream of events, no more is told.
-        EndedStreamStaysEnded [
-            an_ended_event_stream_is_no_verdict a_broken_connection_is_no_verdict
-        ]
+        EndedStreamStaysEnded [an_ended_event_stream_is_no_verdict a_broken_connection_is_no_verdict]
         /// A watch asks for each run again and again.
         WatchAsksForEachRun [watching_costs_no_calls_per_run]
         /// The snapshot after a broken connection is empty.
         RunsAreGoneAfterABreak [a_broken_connection_is_no_verdict a_restarted_engine_keeps_what_was]
         /// A broken connection is taken for the end of the runs.
-        BrokenConnectionEndsRuns [
-            a_broken_connection_is_no_verdict an_engine_that_is_away_gives_no_verdict
-        ]
+        BrokenConnectionEndsRuns [a_broken_connection_is_no_verdict an_engine_that_is_away_gives_no_verdict]
         /// A watch that is dropped unread cancels runs.
         DroppedWatchEndsRuns [a_dropped_watch_leaves_runs_alone]
     }
@@ -720,9 +570,7 @@ seeds! {
         /// Addresses can be reached.
         AddressesCanBeReached [it_has_no_network without_grants_nothing_arrives]
         /// Names are resolved.
-        NamesAreResolved [
-            it_has_no_network granted_names_are_loopback without_grants_nothing_arrives
-        ]
+        NamesAreResolved [it_has_no_network granted_names_are_loopback without_grants_nothing_arrives]
         /// There is an interface beside loopback.
         ThereIsAnotherInterface [it_sees_only_loopback]
         /// There is a route.

@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use v6_runtime::{
-    Access, Capabilities, ContainerPath, EnvValue, InputStream, Mount, MountSource, Output,
-    OutputKind, OutputName, RunSpec, Secret, Trust,
+    Access, Capabilities, ContainerPath, EnvValue, Mount, MountSource, Output, OutputKind,
+    OutputName, RunSpec, Secret, Trust,
 };
 
-use super::Seed;
+use super::{Seed, streams};
 
 /// Tells the pretended kernel which groups a run has.
 pub(super) const GROUPS: &str = "V6_PRETENDED_GROUPS";
 /// What a folder is called that stands in for a file's.
-pub(super) const FOLDER: &str = "folder-of-a-fault";
+const FOLDER: &str = "folder-of-a-fault";
 
 /// What the engine is given instead of this spec.
 pub(super) fn altered(seed: Option<Seed>, mut spec: RunSpec) -> RunSpec {
@@ -148,7 +148,7 @@ fn mounts(seed: Seed, spec: &mut RunSpec) {
             (Seed::StreamsEndAtAMebibyte, MountSource::Stream(stream))
                 if stream.len() > 1 << 20 =>
             {
-                *stream = shortened(stream, 1 << 20);
+                *stream = streams::shortened(stream, 1 << 20);
             }
             (Seed::ScratchIsReadOnly, MountSource::Scratch(_)) => {
                 mount.access = Access::ReadOnly;
@@ -178,18 +178,6 @@ fn mounts(seed: Seed, spec: &mut RunSpec) {
     if seed == Seed::InputsAreWritable {
         make_inputs_writable(spec);
     }
-}
-
-fn shortened(stream: &InputStream, len: u64) -> InputStream {
-    use tokio::io::AsyncReadExt;
-    let source = stream.clone();
-    InputStream::reopenable(len, move || {
-        let source = source.clone();
-        async move {
-            let reader = source.open().await.map_err(std::io::Error::other)?;
-            Ok(Box::pin(reader.take(len)) as v6_runtime::InputReader)
-        }
-    })
 }
 
 fn folders(spec: &RunSpec) -> Vec<&ContainerPath> {

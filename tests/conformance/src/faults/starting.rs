@@ -1,19 +1,15 @@
 //! Faults of `run`.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use v6_runtime::{
-    Accepted, CleanupOptions, Error, ErrorKind, InputReader, InputStream, MountSource, Pending,
-    PullPolicy, Result, RunId, RunPhase, RunSpec, Runtime, RuntimeExt,
+    Accepted, CleanupOptions, Error, ErrorKind, MountSource, Pending, PullPolicy, Result, RunId,
+    RunPhase, RunSpec, Runtime, RuntimeExt,
 };
 
 use super::runtime::Seeded;
 use super::world::Asked;
-use super::{Seed, ending, specs, surroundings};
+use super::{Seed, ending, specs, streams, surroundings};
 
 /// How long a call takes that has to ask somebody before it can go on.
 const A_WHILE: Duration = Duration::from_millis(20);
@@ -30,32 +26,16 @@ pub(super) async fn run(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accep
     let (key, note) = (it.key(id), Asked::new(&asked));
     let known = it.world.notes().asked.get(&key).cloned();
     let known = known.filter(|_| it.truth(id).is_some());
-    // What does not count for the caller must not do so because of a fault: what the same spec was
-    // made into depends on the first call only.
-    let same = known.clone().filter(|known| known.digest == note.digest);
-    let basis = same.map_or_else(|| asked.clone(), |known| (*known.spec).clone());
-    let mut spec = specs::altered(it.seed, basis.clone());
-    if it.inner.capabilities().admit(&spec).is_err() {
-        // A fault asks for nothing that is not declared.
-        spec = basis;
-    }
-    if it.has(Seed::TagInsteadOfDigest) {
-        let policy = PullPolicy::Always;
-        if let Ok(image) = it.inner.resolve(&spec.image.reference, policy).await {
-            spec.image = image;
-        }
-    }
-    if known.is_none() {
-        it.world.notes().asked.insert(key.clone(), note.clone());
-    }
-    if let Some(known) = known
+    if let Some(known) = &known
         && it.has(Seed::NotesCount)
         && known.spec.annotations != asked.annotations
     {
-        return Err(Error::new(
-            ErrorKind::Conflict,
-            "there is a run with other notes",
-        ));
+        let message = "there is a run with other notes";
+        return Err(Error::new(ErrorKind::Conflict, message));
+    }
+    let spec = made_of(it, &note, known.as_ref()).await;
+    if known.is_none() {
+        it.world.notes().asked.insert(key.clone(), note.clone());
     }
     let accepted = carried_out(it, id, &spec).await?;
     if accepted == Accepted::Created || it.has(Seed::LastNotesStay) {
@@ -64,6 +44,26 @@ pub(super) async fn run(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accep
         ending::keep_deadline(it, id, &asked);
     }
     Ok(accepted)
+}
+
+/// What the engine gets instead of what was asked for.
+async fn made_of(it: &Seeded, asked: &Asked, known: Option<&Asked>) -> RunSpec {
+    // What does not count for the caller must not count because of a fault: what the same spec is
+    // made into depends on the first call only.
+    let first = known.filter(|known| known.digest == asked.digest);
+    let asked = first.unwrap_or(asked).spec.as_ref();
+    let mut spec = specs::altered(it.seed, asked.clone());
+    if it.inner.capabilities().admit(&spec).is_err() {
+        // A fault asks for nothing that is not declared.
+        spec = asked.clone();
+    }
+    if it.has(Seed::TagInsteadOfDigest) {
+        let name = &spec.image.reference;
+        if let Ok(image) = it.inner.resolve(name, PullPolicy::Always).await {
+            spec.image = image;
+        }
+    }
+    spec
 }
 
 /// The spec that is gone on with, if any.
@@ -216,13 +216,13 @@ async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted
         }
         Some(Seed::WrongStreamStartsTheRun) => match run(spec.clone()).await {
             Err(error) if error.kind() == ErrorKind::InvalidSpec => {
-                run(filled_up(spec.clone())).await?;
+                run(streams::filled_up(spec.clone())).await?;
                 Err(error)
             }
             other => other,
         },
-        Some(Seed::WrongStreamIsFilledUp) => run(filled_up(spec.clone())).await,
-        Some(Seed::BrokenStreamIsFilledUp) => run(mended(spec.clone())).await,
+        Some(Seed::WrongStreamIsFilledUp) => run(streams::filled_up(spec.clone())).await,
+        Some(Seed::BrokenStreamIsFilledUp) => run(streams::mended(spec.clone())).await,
         Some(Seed::MissingVolumesAreMade) => {
             for mount in &spec.mounts {
                 if let MountSource::Volume(name) = &mount.source {
@@ -239,79 +239,4 @@ fn is_pulling(it: &Seeded) -> bool {
     let asked = it.world.notes().asked.clone();
     let mut runs = asked.keys().filter_map(|(_, id)| it.truth(id));
     runs.any(|run| run.phase == RunPhase::Pending(Pending::PullingImage))
-}
-
-/// Each stream gives as many bytes as it said, whatever its source gives.
-fn filled_up(mut spec: RunSpec) -> RunSpec {
-    for mount in &mut spec.mounts {
-        if let MountSource::Stream(stream) = &mut mount.source {
-            let (source, len) = (stream.clone(), stream.len());
-            *stream = InputStream::reopenable(len, move || {
-                let source = source.clone();
-                async move {
-                    let given = source.open().await;
-                    // The call before has read what can be read once.
-                    let given: InputReader = match given {
-                        Ok(given) => given,
-                        Err(_) => Box::pin(tokio::io::empty()),
-                    };
-                    let filled = given.chain(tokio::io::repeat(b' ')).take(len);
-                    Ok(Box::pin(filled) as InputReader)
-                }
-            });
-        }
-    }
-    spec
-}
-
-/// As [`filled_up`], where a stream breaks: what it gave before is all that there is.
-fn mended(mut spec: RunSpec) -> RunSpec {
-    for mount in &mut spec.mounts {
-        if let MountSource::Stream(stream) = &mut mount.source {
-            let (source, len) = (stream.clone(), stream.len());
-            *stream = InputStream::reopenable(len, move || {
-                let source = source.clone();
-                async move {
-                    let given = source.open().await.map_err(io::Error::other)?;
-                    let tolerant = Tolerant {
-                        reader: given,
-                        left: len,
-                        broken: false,
-                    };
-                    Ok(Box::pin(tolerant) as InputReader)
-                }
-            });
-        }
-    }
-    spec
-}
-
-/// A reader that gives blanks once the one behind it has broken.
-struct Tolerant {
-    reader: InputReader,
-    left: u64,
-    broken: bool,
-}
-
-impl AsyncRead for Tolerant {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        if !self.broken {
-            let read = std::task::ready!(self.reader.as_mut().poll_read(context, buffer));
-            self.broken = read.is_err();
-        }
-        if self.broken {
-            let most = usize::try_from(self.left).unwrap_or(usize::MAX);
-            let blanks = most.min(buffer.remaining());
-            buffer.initialize_unfilled_to(blanks).fill(b' ');
-            buffer.advance(blanks);
-        }
-        let given = (buffer.filled().len() - before) as u64;
-        self.left = self.left.saturating_sub(given);
-        Poll::Ready(Ok(()))
-    }
 }

@@ -9,7 +9,7 @@ use super::{ELSEWHERE, Seed};
 /// ```text
 /// "Title" {
 ///     /// what is wrong
-///     Name [cases that have to be red]
+///     Name [cases that have to be red] + A_CONSTANT_WITH_MORE
 /// }
 /// ```
 ///
@@ -17,7 +17,7 @@ use super::{ELSEWHERE, Seed};
 /// one behind a proxy, gets an enum of its own, declared the same way.
 macro_rules! seeds {
     ($(#[doc = $doc:literal])+ $seed:ident: $($title:literal {
-        $(#[doc = $first:literal] $(#[doc = $more:literal])* $name:ident [$($case:ident)*])+
+        $(#[doc = $first:literal] $(#[doc = $more:literal])* $name:ident [$($case:ident)*] $(+ $set:ident)*)+
     })+) => {
         $(#[doc = $doc])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +31,15 @@ macro_rules! seeds {
             #[must_use]
             pub fn groups() -> Vec<(&'static str, Vec<Self>)> {
                 vec![$(($title, vec![$(Self::$name),+])),+]
+            }
+
+            /// The same, each as a row of [`table`](fn@crate::faults::table).
+            #[must_use]
+            pub fn rows() -> Vec<$crate::faults::table::Rows> {
+                let row = |seed: Self| (seed.to_string(), seed.description(), seed.cases());
+                let groups = Self::groups().into_iter();
+                let rows = |seeds: Vec<Self>| seeds.into_iter().map(row).collect();
+                groups.map(|(title, seeds)| (title, rows(seeds))).collect()
             }
 
             /// Every one.
@@ -49,10 +58,11 @@ macro_rules! seeds {
 
             /// The cases that have to be red, and no others.
             #[must_use]
-            pub fn cases(self) -> &'static [&'static str] {
-                match self {
-                    $($(Self::$name => &[$(stringify!($case)),*],)+)+
-                }
+            pub fn cases(self) -> Vec<&'static str> {
+                let all: &[&[&str]] = match self {
+                    $($(Self::$name => &[&[$(stringify!($case)),*] $(, $set)*],)+)+
+                };
+                all.concat()
             }
         }
 
@@ -73,6 +83,9 @@ macro_rules! seeds {
         }
     };
 }
+
+/// A title, and of each seed its name, what is wrong, and the cases.
+pub type Rows = (&'static str, Vec<(String, &'static str, Vec<&'static str>)>);
 
 /// `NameOfASeed128` as `name-of-a-seed-128`.
 pub(super) fn hyphenated(name: &str) -> String {
@@ -128,16 +141,7 @@ pub fn table() -> String {
          Written by that test, with `V6_UPDATE=1`.\n",
         Seed::all().len()
     );
-    for (title, seeds) in Seed::groups() {
-        let _ = write!(
-            page,
-            "\n## {title}\n\n| fault | what is wrong | cases |\n| --- | --- | --- |\n"
-        );
-        for seed in seeds {
-            let cases = listed(seed.cases());
-            let _ = writeln!(page, "| {seed} | {} | {cases} |", seed.description());
-        }
-    }
+    sections(&mut page, Seed::rows());
     page.push_str(
         "\n## Cases that the in-memory runtime cannot run\n\n| why | cases |\n| --- | --- |\n",
     );
@@ -145,6 +149,18 @@ pub fn table() -> String {
         let _ = writeln!(page, "| {why} | {} |", listed(cases));
     }
     page
+}
+
+fn sections(page: &mut String, groups: Vec<Rows>) {
+    for (title, rows) in groups {
+        let _ = write!(
+            page,
+            "\n## {title}\n\n| fault | what is wrong | cases |\n| --- | --- | --- |\n"
+        );
+        for (name, description, cases) in rows {
+            let _ = writeln!(page, "| {name} | {description} | {} |", listed(&cases));
+        }
+    }
 }
 
 fn listed(cases: &[&str]) -> String {
