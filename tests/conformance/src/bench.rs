@@ -168,7 +168,12 @@ impl Bench {
                     return Ok::<_, Failure>(status);
                 }
                 // Whatever happens is reason to look again.
-                let _ = events.try_next().await;
+                match events.try_next().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Err("the watch ended".into()),
+                    Err(error) if error.is_retryable() => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         };
         match tokio::time::timeout(PATIENCE, waiting).await {
@@ -283,6 +288,11 @@ impl Bench {
             Fault::OddPieces => "inject(OddPieces)",
             Fault::Stuck => "inject(Stuck)",
         }))
+    }
+
+    /// The bytes of a large file.
+    pub(crate) fn large(&self) -> usize {
+        self.harness.large()
     }
 
     /// Whether there can be a [`child`](Self::child).

@@ -184,8 +184,11 @@ impl Case {
             Ok(Err(panic)) => Err(format!("it panicked: {}", words(&*panic)).into()),
             Err(_) => Err(format!("it did not end within {CASE_LIMIT:?}").into()),
         };
-        let left = bench.end().await;
+        let left = tokio::time::timeout(CASE_LIMIT, bench.end()).await;
         worked?;
+        let Ok(left) = left else {
+            return Err(format!("cleaning up did not end within {CASE_LIMIT:?}").into());
+        };
         match left? {
             left if left.is_empty() => Ok(()),
             left => Err(format!("left behind: {}", left.join(", ")).into()),

@@ -41,6 +41,12 @@ pub trait Harness: Send + Sync + 'static {
         false
     }
 
+    /// How many bytes a file has that is large: cases show with it that size makes no difference.
+    /// Less than 2 MiB, it shows nothing.
+    fn large(&self) -> usize {
+        64 << 20
+    }
+
     /// Makes the way to the engine bad for this owner's runtime values, those to come included,
     /// until the result is dropped. `None`: this fault cannot be made here.
     ///

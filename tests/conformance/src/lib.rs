@@ -36,6 +36,8 @@ mod case;
 mod cases;
 mod child;
 mod cli;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod harness;
 mod junit;
 pub mod matrix;

@@ -21,6 +21,7 @@ const OTHER: u8 = 99;
 #[derive(Debug)]
 pub struct MemoryHarness {
     engine: MemoryEngine,
+    probe: MemoryImage,
     folder: tempfile::TempDir,
     names: AtomicU32,
     /// By the owner for whose cases they were made.
@@ -33,12 +34,19 @@ impl MemoryHarness {
     /// # Errors
     /// If no temporary folder can be made.
     pub fn new() -> std::io::Result<Self> {
-        let engine = MemoryEngine::new();
+        Self::of(MemoryEngine::new(), MemoryImage::new(probe_memory::probe))
+    }
+
+    /// This engine, with this image for the probe's.
+    pub(crate) fn of(engine: MemoryEngine, probe: MemoryImage) -> std::io::Result<Self> {
+        // The image has this folder, to try what can be written in it.
+        let probe = probe.with_file("/srv/empty", "");
         engine
-            .load(PROBE, MemoryImage::new(probe_memory::probe))
+            .load(PROBE, probe.clone())
             .map_err(std::io::Error::other)?;
         Ok(Self {
             engine,
+            probe,
             folder: tempfile::tempdir()?,
             names: AtomicU32::new(0),
             planted: Mutex::default(),
@@ -74,8 +82,7 @@ impl MemoryHarness {
     /// The probe in the registry, under a name of its own.
     fn probe_with(&self, what: &str, fault: Option<RegistryFault>) -> Result<ImageRef> {
         let name = self.fresh(what);
-        self.engine
-            .add(&name, MemoryImage::new(probe_memory::probe))?;
+        self.engine.add(&name, self.probe.clone())?;
         self.engine.set_registry_fault(&name, fault)?;
         ImageRef::parse(&name)
     }
@@ -157,7 +164,7 @@ impl Harness for MemoryHarness {
     async fn move_tag(&self, owner: &Owner, to: Tagged) -> Result<Option<ImageRef>> {
         let name = format!("localhost/moved/{owner}:1");
         let image = match to {
-            Tagged::Probe => MemoryImage::new(probe_memory::probe),
+            Tagged::Probe => self.probe.clone(),
             Tagged::Other => MemoryImage::new(|_| async { ExitStatus::Code(OTHER) }),
         };
         self.engine.load(&name, image)?;

@@ -82,7 +82,10 @@ impl Default for Pattern {
 /// The first `length` of the bytes that the probe's step `bytes` prints: all 256 values in turn.
 #[must_use]
 pub fn all_values(length: usize) -> Bytes {
-    (0..=u8::MAX).cycle().take(length).collect()
+    let values: Vec<u8> = (0..=u8::MAX).collect();
+    let mut all = values.repeat(length.div_ceil(values.len()));
+    all.truncate(length);
+    all.into()
 }
 
 #[cfg(test)]

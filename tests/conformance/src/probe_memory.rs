@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::watch;
@@ -36,8 +37,30 @@ impl From<io::Error> for Stop {
     }
 }
 
+/// Something that carries out some of the probe's steps in its own way.
+#[async_trait]
+pub trait Instead: Send + Sync {
+    /// `None`: this step is left to the probe.
+    async fn step(&self, ctx: &ProgramContext, step: &[&str]) -> Option<io::Result<()>>;
+}
+
+/// Leaves every step to the probe.
+struct Nothing;
+
+#[async_trait]
+impl Instead for Nothing {
+    async fn step(&self, _: &ProgramContext, _: &[&str]) -> Option<io::Result<()>> {
+        None
+    }
+}
+
 /// Carries out the steps that the arguments name.
 pub async fn probe(ctx: ProgramContext) -> ExitStatus {
+    probe_with(ctx, &Nothing).await
+}
+
+/// The same, but for the steps that something else carries out instead.
+pub async fn probe_with(ctx: ProgramContext, instead: &dyn Instead) -> ExitStatus {
     let mut state = State::default();
     let mut ends = state.ends.subscribe();
     let asked_to_end = async {
@@ -51,12 +74,12 @@ pub async fn probe(ctx: ProgramContext) -> ExitStatus {
     };
     tokio::select! {
         biased;
-        status = steps(&ctx, &mut state) => status,
+        status = steps(&ctx, &mut state, instead) => status,
         status = asked_to_end => status,
     }
 }
 
-async fn steps(ctx: &ProgramContext, state: &mut State) -> ExitStatus {
+async fn steps(ctx: &ProgramContext, state: &mut State, instead: &dyn Instead) -> ExitStatus {
     let words: Vec<String> = ctx.args().to_vec();
     for step in words.split(|word| word == "then") {
         let step: Vec<&str> = step.iter().map(String::as_str).collect();
@@ -65,7 +88,11 @@ async fn steps(ctx: &ProgramContext, state: &mut State) -> ExitStatus {
             all => (false, all),
         };
         let name = step.first().copied().unwrap_or("");
-        match run(ctx, state, step).await {
+        let done = match instead.step(ctx, step).await {
+            Some(done) => done.map_err(Stop::from),
+            None => run(ctx, state, step).await,
+        };
+        match done {
             Ok(()) if tolerant => report(ctx, &json!({"step": "try", "of": name, "ok": true})),
             Ok(()) => {}
             Err(Stop::Exit(status)) => return status,

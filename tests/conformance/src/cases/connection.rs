@@ -177,10 +177,10 @@ async fn a_cut_log_can_be_read_on(bench: Bench) -> case::Outcome {
 }
 
 async fn a_cut_output_is_not_taken_for_whole(bench: Bench) -> case::Outcome {
-    const SIZE: usize = 16 << 20;
+    let size = bench.large() / 4;
     let id = run_id("cut");
-    let spec = bench.spec(&format!("write /out/result {SIZE}")).await?;
-    let spec = files::with_result(spec, SIZE as u64)?;
+    let spec = bench.spec(&format!("write /out/result {size}")).await?;
+    let spec = files::with_result(spec, size as u64)?;
     bench.done(&id, &spec).await?;
     let mut chunks = bench.runtime.collect(&id, &output("result"));
     let first = chunks.try_next().await?.ok_or("the output is empty")?;
@@ -190,7 +190,7 @@ async fn a_cut_output_is_not_taken_for_whole(bench: Bench) -> case::Outcome {
         match chunks.try_next().await {
             Ok(Some(chunk)) => got += chunk.len(),
             Ok(None) => {
-                equal("bytes that were given as the whole", got, SIZE)?;
+                equal("bytes that were given as the whole", got, size)?;
                 break;
             }
             Err(error) => {
@@ -202,7 +202,7 @@ async fn a_cut_output_is_not_taken_for_whole(bench: Bench) -> case::Outcome {
     }
     drop(cut);
     let whole = persist("collect", || files::collected(&bench, &id)).await?;
-    equal("the output, collected again", whole, (SIZE, true))?;
+    equal("the output, collected again", whole, (size, true))?;
     Ok(())
 }
 

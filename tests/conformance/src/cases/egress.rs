@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use v6_runtime::{Connection, EgressGrant, GrantName, Outcome, RunSpec, Runtime};
+use v6_runtime::{Connection, EgressGrant, GrantName, Outcome, RunId, RunSpec, Runtime};
 
 use super::needs::egress;
 use crate::bench::{Bench, run_id};
@@ -81,6 +81,23 @@ async fn finished(bench: &Bench, id: &str, spec: &RunSpec) -> Result<String, Fai
     Ok(log)
 }
 
+/// Waits for the end of a run whose connection was answered. If it is dropped the probe has an
+/// empty answer, and no error.
+async fn answered(bench: &Bench, id: &RunId) -> Result<(), Failure> {
+    let status = bench.ended(id).await?;
+    let log = bench.text(id).await?;
+    let outcome = status.outcome();
+    equal(
+        &format!("its end ({log})"),
+        outcome,
+        Some(&Outcome::Exited(0)),
+    )?;
+    holds(
+        &format!("the answer is not in {log}"),
+        log.contains("service"),
+    )
+}
+
 async fn a_granted_connection_arrives(bench: Bench) -> case::Outcome {
     let serving = serve(&bench, true);
     let spec = bench.spec("connect service.example 8080 hello").await?;
@@ -133,12 +150,7 @@ async fn connections_wait_for_a_reader(bench: Bench) -> case::Outcome {
         !bench.runtime.status(&id).await?.phase.is_finished(),
     )?;
     let serving = serve(&bench, true);
-    let status = bench.ended(&id).await?;
-    equal(
-        "its end",
-        status.outcome().cloned(),
-        Some(Outcome::Exited(0)),
-    )?;
+    answered(&bench, &id).await?;
     serving.abort();
     Ok(())
 }
@@ -155,13 +167,7 @@ async fn connections_reach_a_restarted_process(bench: Bench) -> case::Outcome {
     drop(starter);
     let again = bench.restarted().await?;
     let serving = serve(&again, true);
-    let status = again.ended(&id).await?;
-    let log = String::from_utf8_lossy(&again.log(&id).await?).into_owned();
-    equal(
-        &format!("its end ({log})"),
-        status.outcome().cloned(),
-        Some(Outcome::Exited(0)),
-    )?;
+    answered(&again, &id).await?;
     serving.abort();
     Ok(())
 }
@@ -186,7 +192,8 @@ async fn what_is_not_granted_is_refused(bench: Bench) -> case::Outcome {
 
 async fn much_goes_through(bench: Bench) -> case::Outcome {
     let serving = serve(&bench, false);
-    let spec = bench.spec("exchange service.example 8080 8000000").await?;
+    let words = format!("exchange service.example 8080 {}", bench.large() / 2);
+    let spec = bench.spec(&words).await?;
     let spec = spec.with_egress(grant("service", "service.example", 8080)?);
     finished(&bench, "much", &spec).await?;
     serving.abort();

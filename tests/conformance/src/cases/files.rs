@@ -65,10 +65,11 @@ pub(crate) async fn collects(bench: &Bench, id: &RunId, size: usize) -> Result<(
 }
 
 async fn outputs_are_byte_exact(bench: Bench) -> case::Outcome {
-    for size in [0, 1, 511, 512, 513, 65_536, MIB, 8 * MIB + 1, 64 * MIB] {
+    let large = bench.large();
+    for size in [0, 1, 511, 512, 513, 65_536, MIB, large / 8 + 1, large] {
         let id = run_id(&format!("output-{size}"));
         let spec = bench.spec(&format!("write /out/result {size}")).await?;
-        let spec = with_result(spec, 64 << 20)?;
+        let spec = with_result(spec, large as u64)?;
         bench.done(&id, &spec).await?;
         collects(&bench, &id, size).await?;
         bench.clean(&id).await?;
@@ -183,11 +184,12 @@ async fn collecting_takes_constant_memory(bench: Bench) -> case::Outcome {
 
 async fn an_output_of_holes_has_a_limit(bench: Bench) -> case::Outcome {
     let id = run_id("holes");
-    let words = format!("try sparse /out/result {}", 64 * MIB);
+    let large = bench.large();
+    let words = format!("try sparse /out/result {large}");
     let spec = with_result(bench.spec(&words).await?, MIB as u64)?;
     bench.finish(&id, &spec).await?;
     let result = output("result");
-    match bench.runtime.collect_bytes(&id, &result, 64 * MIB).await {
+    match bench.runtime.collect_bytes(&id, &result, large).await {
         Ok(bytes) => holds(
             &format!("{} bytes were given out", bytes.len()),
             bytes.len() <= MIB,

@@ -212,7 +212,7 @@ async fn a_folder_has_a_limit(bench: Bench) -> case::Outcome {
         .map(|n| format!("try write /out/{n} 4000"))
         .collect();
     let cases = [
-        ("holes", format!("try sparse /out/holes {}", 64 * MIB)),
+        ("holes", format!("try sparse /out/holes {}", bench.large())),
         ("many", many.join(" then ")),
     ];
     for (id, words) in cases {

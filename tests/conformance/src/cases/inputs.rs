@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -17,6 +18,9 @@ use crate::probe::{Pattern, pattern};
 const MIB: usize = 1 << 20;
 /// How much larger a process may become that gives, or takes, 64 MiB.
 pub(crate) const GROWTH: u64 = 24 << 20;
+
+/// Time for a program to start that should not.
+const A_WHILE: Duration = Duration::from_millis(500);
 
 case::cases! {
     inputs_are_byte_exact ["RUN-1"]: "given files, inline, secret and streamed, have exactly the bytes that were given";
@@ -95,6 +99,8 @@ async fn a_wrong_stream_is_refused(bench: Bench) -> case::Outcome {
         let spec = bench.spec("exit 0").await?.with_mount(mount);
         let refused = bench.runtime.run(&run_id(id), &spec).await;
         fails(id, refused, ErrorKind::InvalidSpec)?;
+        // One that has started all the same does not show at once.
+        tokio::time::sleep(A_WHILE).await;
         if let Ok(status) = bench.runtime.status(&run_id(id)).await {
             holds("the run has started", status.phase.rank() == 0)?;
         }
@@ -150,7 +156,7 @@ impl AsyncRead for PatternReader {
 
 async fn a_large_input_is_byte_exact(bench: Bench) -> case::Outcome {
     let id = run_id("large");
-    let size = 64 * MIB;
+    let size = bench.large();
     let stream = MountSource::Stream(patterned(size));
     let spec = bench.spec(&format!("verify /in/stream {size}")).await?;
     let spec = spec.with_mount(Mount::new(stream, path("/in/stream")));

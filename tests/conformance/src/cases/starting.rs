@@ -12,8 +12,6 @@ case::cases! {
     the_same_run_is_adopted ["RUN-2", "RUN-5"]: "run with the same spec again adopts, whatever the phase, and starts nothing";
     another_spec_conflicts ["RUN-3", "RUN-5"]: "run with another spec under the same id is Conflict, and changes nothing";
     one_of_many_starters_creates ["RUN-2"]: "of concurrent calls of run with one id, one creates the run and the others adopt it";
-    #[should]
-    starters_in_two_processes_run_it_once ["RUN-2"]: "of two processes that call run with one id at once, though there should be one, each finds the run when it repeats the call, and the program runs once";
     many_at_once ["LIFE-3"]: "fifty runs at once end with fifty outcomes";
     of_two_specs_one_wins ["RUN-3"]: "of concurrent calls of run with one id and two specs, one creates the run, and who has the other gets Conflict";
     notes_and_deadline_do_not_count ["RUN-5", "REC-3"]: "the same spec with other annotations or another deadline is Adopted, and those of the first call stay";
@@ -110,32 +108,6 @@ async fn one_of_many_starters_creates(bench: Bench) -> case::Outcome {
     equal("calls that created the run", created, 1)?;
     bench.ends_with(&id, 0).await?;
     equal("what it printed", bench.text(&id).await?.as_str(), "here\n")?;
-    Ok(())
-}
-
-async fn starters_in_two_processes_run_it_once(bench: Bench) -> case::Outcome {
-    let again = bench.restarted().await?;
-    for round in 0..4 {
-        let id = run_id(&format!("raced-{round}"));
-        let spec = bench.spec("echo here then exit 3").await?;
-        let calls = (0..6).map(|number| {
-            let bench = if number % 2 == 0 { &bench } else { &again };
-            bench.runtime.run(&id, &spec)
-        });
-        for accepted in futures_util::future::join_all(calls).await {
-            if let Err(error) = accepted {
-                // The lease is there so that they do not meet; who meets all the same may be told.
-                let told = error.kind() == ErrorKind::Conflict || error.is_retryable();
-                holds(&format!("run: {error:?}"), told)?;
-            }
-        }
-        for bench in [&bench, &again] {
-            let found = bench.runtime.run(&id, &spec).await?;
-            equal("run, repeated", found, Accepted::Adopted)?;
-        }
-        bench.ends_with(&id, 3).await?;
-        equal("what it printed", bench.text(&id).await?.as_str(), "here\n")?;
-    }
     Ok(())
 }
 
