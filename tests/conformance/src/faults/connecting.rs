@@ -33,7 +33,7 @@ pub(super) fn connections(it: &Seeded) -> ResultStream<Connection> {
             let host = connection.grant.host.clone();
             value.take_first(connection, |grant| grant.host == host);
         }),
-        Some(seed @ (Seed::BytesAreLost | Seed::HalfCloseIsNotTold)) => {
+        Some(seed @ (Seed::BytesAreLost | Seed::HalfCloseIsNotTold | Seed::AnswersAreLost)) => {
             each(all, move |connection| {
                 let io = std::mem::replace(&mut connection.io, Box::new(tokio::io::empty()));
                 connection.io = Box::new(Unsound {
@@ -105,6 +105,9 @@ impl AsyncWrite for Unsound {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.seed == Seed::AnswersAreLost {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 

@@ -74,6 +74,11 @@ pub(super) async fn cleanup(it: &Seeded, id: &RunId, options: CleanupOptions) ->
                 .uproot(&key.0, &RunId::new(format!("{id}-1"))?);
             it.inner.cleanup(id, options).await
         }
+        Some(Seed::CleanupWaitsForThePull)
+            if phase == Some(RunPhase::Pending(Pending::PullingImage)) =>
+        {
+            future::pending().await
+        }
         Some(Seed::CleanupWaitsForTheStarter) if phase == Some(ABANDONED) => {
             future::pending().await
         }

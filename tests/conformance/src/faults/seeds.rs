@@ -429,6 +429,8 @@ seeds! {
         AbandonedRunsLeaveTheirFiles [a_cut_start_can_be_cleaned_up]
         /// `cleanup` waits for a starter that is gone.
         CleanupWaitsForTheStarter [a_cut_start_can_be_cleaned_up]
+        /// `cleanup` waits for an image that is being fetched.
+        CleanupWaitsForThePull [a_pulling_run_can_be_cleaned_up a_slow_pull_delays_no_other_run]
         /// An id cannot be used again.
         IdsAreUsedOnce [an_id_can_be_used_again a_missing_volume_is_an_outcome two_runs_may_end_in_one_tick]
         /// A run under an id that was used before shows the earlier one's end.
@@ -545,6 +547,11 @@ seeds! {
         ConnectionsOfOwnRunsOnly [connections_reach_a_restarted_process]
         /// A connection loses a byte after 1 MiB.
         BytesAreLost [much_goes_through]
+        /// What the caller sends does not reach the run.
+        AnswersAreLost [
+            a_granted_connection_arrives connections_wait_for_a_reader connections_reach_a_restarted_process
+            hosts_may_share_a_port much_goes_through
+        ]
         /// That the run has sent all is not told.
         HalfCloseIsNotTold [much_goes_through]
     }
