@@ -27,6 +27,16 @@ pub(crate) struct Look {
     pub(crate) status: RunStatus,
 }
 
+/// What there is of a run whose container was not seen at first.
+enum Trace {
+    /// It was started just now.
+    Started(ContainerInspectResponse),
+    /// Its files are stored, or were to be: it was surely not started.
+    Stored,
+    /// Nothing: whatever it was, it is gone.
+    None,
+}
+
 /// The volumes of one run.
 struct Volumes {
     record: Record,
@@ -136,22 +146,44 @@ impl Shared {
         records.into_iter().map(put_together).collect()
     }
 
+    /// Looks for what there is of a run whose container was not seen.
+    async fn trace(&self, record: &Record) -> Result<Trace> {
+        let since = tokio::time::Instant::now();
+        loop {
+            let files = self.name(&record.id, Part::Files);
+            if self.engine.container(&files).await?.is_some() {
+                return Ok(Trace::Stored);
+            }
+            // It may have been started between the two looks.
+            let name = self.name(&record.id, Part::Run);
+            if let Some(container) = self.engine.container(&name).await?
+                && self.is_ours(&container, record)
+            {
+                return Ok(Trace::Started(container));
+            }
+            if self.was_cut_short(record).await? {
+                return Ok(Trace::Stored);
+            }
+            // The engine makes the record a moment before the container for files, also for a
+            // process that has been killed meanwhile.
+            let young = record.created + BEING_MADE > SystemTime::now();
+            let name = self.name(&record.id, Part::Record);
+            if !young
+                || since.elapsed() > BEING_MADE
+                || self.is_removing(&record.id)
+                || self.engine.volume(&name).await?.is_none()
+            {
+                return Ok(Trace::None);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Puts a run's parts together; `None` if it is gone, or going by our own hand.
     async fn judge(
         &self,
         volumes: Volumes,
         container: Option<ContainerInspectResponse>,
-    ) -> Result<Option<Look>> {
-        let since = tokio::time::Instant::now();
-        self.judge_since(volumes, container, since).await
-    }
-
-    /// The same, of who has been looking `since` then.
-    async fn judge_since(
-        &self,
-        volumes: Volumes,
-        container: Option<ContainerInspectResponse>,
-        since: tokio::time::Instant,
     ) -> Result<Option<Look>> {
         let Volumes { record, marks } = volumes;
         let container = container.filter(|container| self.is_ours(container, &record));
@@ -170,25 +202,13 @@ impl Shared {
             }
             Some(_) => {}
             None if marks.failed.is_none() && driven.is_none() => {
-                let name = self.name(&record.id, Part::Files);
-                files = self.engine.container(&name).await?.is_some();
-                if !files {
-                    // Unless it was started between the two looks, it is lost.
-                    let name = self.name(&record.id, Part::Run);
-                    let again = self.engine.container(&name).await?;
-                    let started = again.as_ref().is_some_and(|it| self.is_ours(it, &record));
-                    // The engine makes the record a moment before the container for files, also for
-                    // a process that has been killed meanwhile.
-                    let young = record.created + BEING_MADE > SystemTime::now()
-                        && since.elapsed() < BEING_MADE;
-                    if young && !started {
-                        tokio::time::sleep(LOOK_AGAIN).await;
-                    }
-                    if started || young {
+                match Box::pin(self.trace(&record)).await? {
+                    Trace::Started(container) => {
                         let volumes = Volumes { record, marks };
-                        return Box::pin(self.judge_since(volumes, again, since)).await;
+                        return Box::pin(self.judge(volumes, Some(container))).await;
                     }
-                    files = self.was_cut_short(&record).await?;
+                    Trace::Stored => files = true,
+                    Trace::None => {}
                 }
             }
             None => {}
