@@ -61,14 +61,11 @@ fn ids(report: &Value, outcome: &str) -> Vec<String> {
         .collect()
 }
 
+/// With the feature there is a subcommand more.
+#[cfg(feature = "faults")]
 #[test]
 fn help_says_what_there_is() {
     assert_snapshot!(shown(&suite(&["--help"])));
-}
-
-#[cfg(feature = "faults")]
-#[test]
-fn help_says_how_to_prove() {
     assert_snapshot!(shown(&suite(&["prove", "--help"])));
 }
 
@@ -81,24 +78,32 @@ fn without_a_runtime_it_says_which_there_are() {
 #[test]
 fn results_are_lines_as_of_rusts_own_tests() {
     assert_snapshot!(shown(&memory(&[
-        "lease", "--skip", "dropped", "--name", "mine"
+        "lease", "acquire", "--skip", "dropped", "--name", "mine"
     ])));
 }
 
 #[test]
 fn cases_are_listed_with_their_clauses() {
-    assert_snapshot!(shown(&memory(&["--list", "lease"])));
-    let listed = memory(&["--list", "lease", "--format", "json"]);
+    assert_snapshot!(shown(&memory(&["--list", "lease", "acquire"])));
+    let listed = memory(&["--list", "lease", "acquire", "--format", "json"]);
     assert_snapshot!(shown(&listed));
     // Nobody has to start an engine to see what there is.
     let docker = ["--runtime", "docker", "--host", "unix:///no/such/socket"];
-    let without = suite(&[&docker[..], &["--list", "lease", "--format", "json"]].concat());
+    let without = suite(
+        &[
+            &docker[..],
+            &["--list", "lease", "acquire", "--format", "json"],
+        ]
+        .concat(),
+    );
     assert_eq!(shown(&without), shown(&listed));
 }
 
 #[test]
 fn json_has_the_numbers_and_the_cases() {
-    let output = memory(&["--format", "json", "--filter", "lease"]);
+    let output = memory(&[
+        "--format", "json", "--filter", "lease", "--filter", "acquire",
+    ]);
     let report = read_json(&output);
     let numbers = ["passed", "failed", "skipped", "inconclusive"];
     let numbers = numbers.map(|name| report[name].as_u64().unwrap() as usize);
@@ -121,7 +126,7 @@ fn reports_are_files_in_the_form_of_their_names() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (yaml, json_file, xml) = (at("r.yaml"), at("r.json"), at("r.xml"));
     let files = ["--report", &yaml, "--report", &json_file, "--report", &xml];
-    let output = memory(&[&["lease", "--command", "how"][..], &files].concat());
+    let output = memory(&[&["lease", "acquire", "--command", "how"][..], &files].concat());
     assert!(output.status.success(), "{}", shown(&output));
 
     let read = |name: &str| std::fs::read_to_string(Path::new(name)).unwrap();
@@ -135,7 +140,7 @@ fn reports_are_files_in_the_form_of_their_names() {
     assert_eq!(suite.tests, written["cases"].as_array().unwrap().len());
     assert_eq!((suite.failures, suite.errors), (0, 0));
 
-    let other = memory(&["lease", "--report", &at("r.txt")]);
+    let other = memory(&["lease", "acquire", "--report", &at("r.txt")]);
     assert_eq!(other.status.code(), Some(4));
     let said = text(&other.stderr);
     assert!(
@@ -144,7 +149,7 @@ fn reports_are_files_in_the_form_of_their_names() {
     );
 
     // What the report says is held against another run.
-    let same = memory(&["lease", "--against", &yaml]);
+    let same = memory(&["lease", "acquire", "--against", &yaml]);
     assert_eq!(same.status.code(), Some(0), "{}", shown(&same));
     let less = memory(&["--exact", "a_lease_is_exclusive", "--against", &yaml]);
     assert_snapshot!(shown(&less));
@@ -169,7 +174,7 @@ fn to_run_nothing_is_a_failure() {
 
 #[test]
 fn what_is_left_out_is_told() {
-    let skipped = memory(&["lease", "--skip", "dropped", "--format", "json"]);
+    let skipped = memory(&["lease", "acquire", "--skip", "dropped", "--format", "json"]);
     let report = read_json(&skipped);
     assert_eq!(report["partial"], true);
     let cases = report["cases"].as_array().unwrap();

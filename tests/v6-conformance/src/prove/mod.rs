@@ -118,12 +118,13 @@ pub(crate) fn prove(
             }
             Err(what) => {
                 println(&format!("test {} ... FAILED", seed.name));
-                failures.push((seed.name, what));
+                failures.push((seed, what));
             }
         }
     }
-    for (name, what) in &failures {
-        println(&format!("\n---- {name} ----\n{what}"));
+    for (seed, what) in &failures {
+        let (name, wrong) = (seed.name, seed.wrong);
+        println(&format!("\n---- {name} ----\nfault: {wrong}\n{what}"));
     }
     println(&format!(
         "\ntest result: {}. {proved} passed; {} failed; 0 ignored; 0 measured",
