@@ -290,11 +290,12 @@ impl Runtime for Wrong {
         let mut spec = spec.clone();
         match self.caller {
             // Noted first: concurrent calls of one process know of each other.
-            Caller::RunsAgain if note(&STARTED, self.owner(), id) => {
-                if self.phase(id).await.is_some_and(|phase| phase.rank() > 0) {
-                    let forced = CleanupOptions::default().with_force(true);
-                    self.inner.cleanup(id, forced).await?;
-                }
+            Caller::RunsAgain
+                if note(&STARTED, self.owner(), id)
+                    && self.phase(id).await.is_some_and(|phase| phase.rank() > 0) =>
+            {
+                let forced = CleanupOptions::default().with_force(true);
+                self.inner.cleanup(id, forced).await?;
             }
             // A child is killed before the deadline, so that nobody keeps it then.
             Caller::KeepsTheDeadline if suite_process() != std::process::id() => {
