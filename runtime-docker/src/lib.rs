@@ -31,6 +31,7 @@
 //! labels are not an interface.
 
 mod archive;
+mod ask;
 mod cleanup;
 mod config;
 mod connect;

@@ -131,6 +131,14 @@ pub(crate) struct Quirks {
     /// `"Memory": 0`; no warning in the answer); its `cgroupControllers` in `/libpod/info` is empty.
     pub(crate) limits: Option<ResourceKinds>,
 
+    /// A registry is asked what it has by adding its image to a list of images.
+    ///
+    /// Docker has a call that asks (`/distribution/…`). Podman 4.3.1 answers it with 404 and `Path …
+    /// is not supported`; its `/libpod/manifests/…/json` of a registry's image leaves the digest out,
+    /// and takes no login. A list of its own, which it calls a manifest, takes both: for an addition
+    /// it gets the image's manifest and configuration and no layer, and it tells the digest.
+    pub(crate) asks_by_list: bool,
+
     /// The engine has another id each time that it is asked.
     ///
     /// Docker's `ID` in `/info` stays for ever. Podman 4.3.1 makes up one for each answer.
@@ -193,6 +201,7 @@ impl Quirks {
             writable_in_read_only_root: &["/run", "/tmp", "/var/tmp"],
             device_requests_ignored: true,
             limits,
+            asks_by_list: true,
             id_changes: true,
             other_states: true,
             events: &["start", "died", "kill", "cleanup", "remove"],
@@ -252,8 +261,30 @@ pub(crate) fn is_just_gone(error: &Error) -> bool {
     error.status() == Some(500) && words.iter().any(|words| error.to_string().ends_with(words))
 }
 
-/// Whether an engine answered that it has no way to ask a registry: Podman 4.3.1 says so with 404
-/// and `Path … is not supported`; Docker has one.
-pub(crate) fn cannot_ask_registry(status: Option<u16>, words: &str) -> bool {
-    status == Some(404) && words.contains("/distribution/") && words.contains("not supported")
+/// What an engine says against an image that was to be added to a list, in the words of the registry
+/// alone: Podman 4.3.1 answers 400 with `{"Id":"","errors":["…"]}`, where all other refusals are a
+/// `message`.
+pub(crate) fn list_refusal(error: bollard::errors::Error) -> bollard::errors::Error {
+    use bollard::errors::Error::DockerResponseServerError;
+
+    #[derive(Deserialize)]
+    struct Refusal {
+        errors: Vec<String>,
+    }
+
+    let DockerResponseServerError {
+        status_code,
+        message,
+    } = error
+    else {
+        return error;
+    };
+    let message = match serde_json::from_str::<Refusal>(&message) {
+        Ok(refusal) => refusal.errors.join("; "),
+        Err(_) => message,
+    };
+    DockerResponseServerError {
+        status_code,
+        message,
+    }
 }

@@ -150,8 +150,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn resolve(&self, image: &ImageRef, policy: PullPolicy) -> Result<ResolvedImage> {
-        let (engine, config) = (&self.shared.engine, &self.shared.config);
-        let resolved = image::resolve(&engine.docker, &config.credentials, image, policy);
+        let resolved = image::resolve(&self.shared, image, policy);
         told(resolved.await, "resolve", None)
     }
 

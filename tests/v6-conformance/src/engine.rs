@@ -5,13 +5,11 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::Docker;
 use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptions};
 use clap::Args;
-use tokio::process::Command;
 use v6_fault_proxy::{Address, Answer, Fault as Wrong, FaultProxy, Requests, Rule, RuleGuard};
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
 use v6_runtime_conformance::{
@@ -20,11 +18,10 @@ use v6_runtime_conformance::{
 use v6_runtime_docker::{DockerConfig, DockerRuntime};
 
 use crate::registries::Started;
+use crate::restart::Restart;
 use crate::seeds::Seed;
 use crate::{images, planted};
 
-/// How long an engine may take to come back.
-const RESTART_LIMIT: Duration = Duration::from_secs(120);
 /// For a call that does not lead through the runtime.
 const CALL_SECONDS: u64 = 60;
 /// Sizes in bytes of the pieces in which answers come, in turn: in the midst of words and letters.
@@ -42,9 +39,9 @@ pub(crate) struct EngineOptions {
     /// The image that holds the probe; the engine has to have it (tests/algorithms/build probe)
     #[arg(long, value_name = "IMAGE", default_value = "localhost/v6-probe:test")]
     probe: String,
-    /// Ends and starts the engine, for the cases about that; run by sh
+    /// Ends and starts the engine, for the cases about that; run by sh, as whoever started this
     #[arg(long, value_name = "COMMAND")]
-    restart: Option<String>,
+    pub(crate) restart: Option<String>,
     /// Two registries to fetch from: the file that tests/services/registry.sh writes
     #[arg(long, value_name = "FILE")]
     registries: Option<PathBuf>,
@@ -125,7 +122,7 @@ pub(crate) struct EngineHarness {
     docker: Docker,
     folder: Folder,
     probe: ImageRef,
-    restart: Option<String>,
+    restart: Option<Restart>,
     registries: Option<Started>,
     ways: Mutex<HashMap<Owner, Way>>,
     /// Owners for whose cases something was made past the runtime.
@@ -161,7 +158,7 @@ impl EngineHarness {
             docker,
             folder: Folder::new().map_err(|error| format!("a temporary folder: {error}"))?,
             probe,
-            restart: options.restart,
+            restart: Restart::of(options.restart),
             registries: options
                 .registries
                 .as_deref()
@@ -317,23 +314,11 @@ impl Harness for EngineHarness {
     }
 
     async fn restart_engine(&self) -> Result<Option<()>> {
-        let Some(command) = &self.restart else {
+        let Some(restart) = &self.restart else {
             return Ok(None);
         };
-        let restart = Command::new("sh")
-            .args(["-c", command])
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .status();
-        let status = match tokio::time::timeout(RESTART_LIMIT, restart).await {
-            Ok(status) => status.map_err(failed("restarting the engine"))?,
-            Err(late) => return Err(failed("restarting the engine")(late).into()),
-        };
-        if !status.success() {
-            let what = format!("the suite, restarting the engine: {status}");
-            return Err(Error::new(ErrorKind::Unexpected, what));
-        }
+        let done = restart.restart().await;
+        done.map_err(failed("restarting the engine"))?;
         Ok(Some(()))
     }
 

@@ -11,6 +11,7 @@ mod images;
 mod matrix;
 mod planted;
 mod registries;
+mod restart;
 mod seeds;
 mod user;
 
@@ -147,7 +148,9 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
         .as_deref()
         .and_then(|host| host.strip_prefix("unix://"))
     {
-        Some(socket) => user::again_as_owner_of(std::path::Path::new(socket)),
+        Some(socket) => {
+            user::again_as_owner_of(std::path::Path::new(socket), options.restart.as_deref())
+        }
         None => Ok(None),
     }
 }

@@ -27,6 +27,8 @@ const NOWHERE: &str = "127.0.0.1:1";
 pub(crate) struct Started {
     open: String,
     private: String,
+    /// Where nobody listens but us.
+    stalled: String,
     user: String,
     password: String,
     /// A way to the open one that stalls, once they are filled.
@@ -54,6 +56,7 @@ impl Started {
         Ok(Self {
             open: get("V6_REGISTRY_OPEN")?,
             private: get("V6_REGISTRY_PRIVATE")?,
+            stalled: get("V6_REGISTRY_STALLED")?,
             user: get("V6_REGISTRY_USER")?,
             password: get("V6_REGISTRY_PASSWORD")?,
             filled: OnceCell::new(),
@@ -116,12 +119,12 @@ impl Started {
             pushed.map_err(failed("filling a registry"))?;
             images::forget(docker, &format!("{repository}:{TAG}")).await?;
         }
-        let address = self
-            .open
-            .parse()
-            .map_err(failed("the registry's address"))?;
-        let anywhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        FaultProxy::start(Address::Tcp(anywhere), Address::Tcp(address))
-            .map_err(failed("a way to the registry that stalls"))
+        let address = |text: &str| text.parse().map_err(failed("a registry's address"));
+        // Not just anywhere: an engine may want to be told of each registry without TLS.
+        let way = FaultProxy::start(
+            Address::Tcp(address(&self.stalled)?),
+            Address::Tcp(address(&self.open)?),
+        );
+        way.map_err(failed("making a way to the registry that stalls"))
     }
 }
