@@ -19,7 +19,7 @@ use v6_runtime::{
 use crate::archive::{Content, Entry};
 use crate::config::DockerConfig;
 use crate::image::LocalImage;
-use crate::quirks::Quirks;
+use crate::quirks::{Quirks, as_words};
 use crate::record::{Part, Record, name};
 
 /// Where our own things are inside a container.
@@ -525,6 +525,9 @@ fn mounts(parts: &Parts<'_>) -> Vec<Mount> {
             _ if mount.access == Access::ReadWrite => {}
             _ => mounts.push(bind(&format!("{volume}/in/{index}"), target, true)),
         }
+    }
+    if parts.traits.quirks.mounts_are_words {
+        mounts = mounts.into_iter().map(as_words).collect();
     }
     mounts
 }

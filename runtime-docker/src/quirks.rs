@@ -3,7 +3,9 @@
 //!
 //! What the engines said is recorded in `tests/data/engines`. "4.3.1" is Podman of Debian 12.
 
-use bollard::models::{ContainerInspectResponse, ContainerSummary, SystemInfo, SystemVersion};
+use bollard::models::{
+    ContainerInspectResponse, ContainerSummary, Mount, SystemInfo, SystemVersion,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use v6_runtime::ResourceKinds;
@@ -131,6 +133,19 @@ pub(crate) struct Quirks {
     /// `"Memory": 0`; no warning in the answer); its `cgroupControllers` in `/libpod/info` is empty.
     pub(crate) limits: Option<ResourceKinds>,
 
+    /// The log of a container that has ended, when it is followed, may end before its last lines.
+    ///
+    /// Docker gives all. Podman 4.3.1 lets go of the log as soon as it sees the end: of 1,778,864 bytes
+    /// 1,397,130, 1,521,334 and 1,625,124 came. Without following, all come.
+    pub(crate) follow_loses_end: bool,
+
+    /// The paths of a mount are words of a list with commas, and may be taken for more than they are.
+    ///
+    /// Docker takes a path for a path. Podman 4.3.1 makes `type=bind,source=…,dst=…` of a mount and
+    /// reads that as CSV: a target `/data,ro` is `/data` and an option, and one with a quotation
+    /// mark is refused.
+    pub(crate) mounts_are_words: bool,
+
     /// A registry is asked what it has by adding its image to a list of images.
     ///
     /// Docker has a call that asks (`/distribution/…`). Podman 4.3.1 answers it with 404 and `Path …
@@ -201,6 +216,8 @@ impl Quirks {
             writable_in_read_only_root: &["/run", "/tmp", "/var/tmp"],
             device_requests_ignored: true,
             limits,
+            follow_loses_end: true,
+            mounts_are_words: true,
             asks_by_list: true,
             id_changes: true,
             other_states: true,
@@ -222,6 +239,30 @@ impl Quirks {
         };
         Some((map(uid, &self.ids.uidmap)?, map(gid, &self.ids.gidmap)?))
     }
+}
+
+/// A mount whose paths are taken as they are by an engine that makes words of them
+/// ([`Quirks::mounts_are_words`]). Of words that are repeated the last counts, and those of the target
+/// come last; the source has to be a path that is there, since a missing one is made.
+pub(crate) fn as_words(mut mount: Mount) -> Mount {
+    let is_plain = |path: &Option<String>| {
+        let text = path.as_deref().unwrap_or_default();
+        !text.contains([',', '"', '\n', '\r'])
+    };
+    if is_plain(&mount.source) && is_plain(&mount.target) {
+        return mount;
+    }
+    let word = |key: &str, value: Option<String>| {
+        let value = value.unwrap_or_default().replace('"', "\"\"");
+        format!(",\"{key}={value}\"")
+    };
+    let target = word("dst", mount.target.take());
+    let source = match is_plain(&mount.source) {
+        true => String::new(),
+        false => word("src", mount.source.replace("/".to_owned())),
+    };
+    mount.target = Some(format!("/v6{source}{target}"));
+    mount
 }
 
 /// A container as it was inspected, with a state that Docker has.

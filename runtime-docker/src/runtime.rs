@@ -216,7 +216,13 @@ impl Runtime for DockerRuntime {
                 let error = Error::new(ErrorKind::NotReady, message);
                 return Err(error.with_run(&id).with_operation("logs"));
             };
-            Ok(logs::read(shared.engine.clone(), container, options))
+            let quirks = shared.quirks();
+            Ok(logs::read(
+                shared.engine.clone(),
+                quirks,
+                container,
+                options,
+            ))
         };
         Box::pin(stream::once(chunks).try_flatten())
     }

@@ -8,8 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bollard::Docker;
-use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptions};
+use bollard::query_parameters::ListVolumesOptions;
 use clap::Args;
+use futures_util::TryStreamExt;
+use serde::Deserialize;
+use serde_json::Value;
 use v6_fault_proxy::{Address, Answer, Fault as Wrong, FaultProxy, Requests, Rule, RuleGuard};
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
 use v6_runtime_conformance::{
@@ -241,9 +244,7 @@ impl Harness for EngineHarness {
 
     async fn inventory(&self, owner: &Owner) -> Result<Vec<String>> {
         let docker = self.docker().await?;
-        let options = ListContainersOptionsBuilder::new().all(true).build();
-        let containers = docker.list_containers(Some(options)).await;
-        let containers = containers.map_err(failed("listing containers"))?;
+        let containers = listed(&docker, "/containers/json?all=true").await?;
         let volumes = docker.list_volumes(None::<ListVolumesOptions>).await;
         let volumes = volumes.map_err(failed("listing volumes"))?;
         let is_owners = |name: &str, labels: &HashMap<String, String>| {
@@ -253,13 +254,20 @@ impl Harness for EngineHarness {
         };
         let mut found = Vec::new();
         for container in containers {
-            let names = container.names.clone().unwrap_or_default();
-            let name = names
-                .first()
-                .map_or("", |name| name.trim_start_matches('/'));
-            if is_owners(name, &container.labels.clone().unwrap_or_default()) {
-                found.push(format!("container {name}: {container:?}"));
+            let name = container["Names"][0].as_str().unwrap_or_default();
+            let name = name.trim_start_matches('/');
+            let labels = HashMap::deserialize(&container["Labels"]).unwrap_or_default();
+            if is_owners(name, &labels) {
+                found.push(format!("container {name}: {container}"));
             }
+        }
+        // What a runtime asks a registry with.
+        for image in listed(&docker, "/images/json").await? {
+            let names = image["RepoTags"].as_array();
+            let names = names.into_iter().flatten().filter_map(Value::as_str);
+            let prefix = format!("localhost/v6-runtime/{owner}:");
+            let theirs = names.filter(|name| name.starts_with(&prefix));
+            found.extend(theirs.map(|name| format!("image {name}")));
         }
         for volume in volumes.volumes.unwrap_or_default() {
             // What was planted there is not the runtime's.
@@ -384,6 +392,27 @@ impl Harness for EngineHarness {
         drop(way);
         Ok(())
     }
+}
+
+/// A list as the engine gives it: the client does not know every state that there is, and passes on
+/// only the answer to one of its calls.
+async fn listed(docker: &Docker, path: &'static str) -> Result<Vec<Value>> {
+    let asking = docker.clone().with_request_modifier(move |mut request| {
+        let uri = request.uri();
+        let host = uri.authority().map_or("", |host| host.as_str());
+        let uri = format!("{}://{host}{path}", uri.scheme_str().unwrap_or("http"));
+        if let Ok(uri) = uri.parse() {
+            *request.uri_mut() = uri;
+        }
+        request
+    });
+    let answer: Vec<_> = asking
+        .export_image("any")
+        .try_collect()
+        .await
+        .map_err(failed("listing what the engine has"))?;
+    let list = serde_json::from_slice(&answer.concat());
+    Ok(list.map_err(failed("reading what the engine has"))?)
 }
 
 /// Ends streams of events as soon as its guard is dropped.
