@@ -48,7 +48,11 @@ mod lease;
 mod logs;
 mod look;
 mod quirks;
+#[cfg(test)]
+mod quirks_tests;
 mod record;
+#[cfg(test)]
+mod recorded;
 mod registry_words;
 mod run;
 mod runtime;

@@ -361,6 +361,7 @@ mod tests {
             engine: Engine::of(docker.unwrap()),
             container: String::new(),
             follow: false,
+            again_at_end: false,
             left,
             given,
             entries: Some(Entries {

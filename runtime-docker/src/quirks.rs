@@ -1,7 +1,8 @@
 //! Which engine answers, and where it does otherwise than Docker: each difference has a name here,
 //! with what was seen, and is nowhere else recognised.
 //!
-//! What the engines said is recorded in `tests/data/engines`. "4.3.1" is Podman of Debian 12.
+//! What the engines said is recorded in `tests/data/engines`, by `V6_RECORD=1` with `tests/engines.rs`,
+//! `tests/states.rs` and `tests/restart.rs`. "4.3.1" is Podman of Debian 12.
 
 use bollard::models::{
     ContainerInspectResponse, ContainerSummary, Mount, SystemInfo, SystemVersion,

@@ -164,6 +164,44 @@ async fn missing_path(engine: &Engine<'_>) -> Value {
     json!({"answer": answer, "is_made": path.exists()})
 }
 
+/// Where something is mounted whose target has a comma in it.
+async fn comma(engine: &Engine<'_>) -> Value {
+    let mount = json!({"Type": "bind", "Source": "/usr", "Target": "/srv,ro"});
+    let made = engine
+        .create("comma", &["true"], json!({"Mounts": [mount]}))
+        .await;
+    let seen = engine.inspect("comma").await;
+    engine.remove("comma").await;
+    json!({"status": made.status, "at": seen["Mounts"][0]["Destination"]})
+}
+
+/// How much comes of the log of a container that has ended.
+async fn ended_log(engine: &Engine<'_>) -> Value {
+    let program = "yes 0123456789012345678901234567890123456789 | head -c 2097152";
+    engine
+        .printed("log", &["sh", "-c", program], json!({}), "")
+        .await;
+    let length = async |follow: bool| {
+        use futures_util::TryStreamExt;
+        let options = bollard::query_parameters::LogsOptionsBuilder::new()
+            .stdout(true)
+            .follow(follow)
+            .build();
+        let all: Vec<_> = engine
+            .bench
+            .docker
+            .logs(&engine.name("log"), Some(options))
+            .try_collect()
+            .await
+            .unwrap();
+        let lengths = all.into_iter().map(|piece| piece.into_bytes().len());
+        lengths.sum::<usize>()
+    };
+    let seen = json!({"followed": length(true).await, "not followed": length(false).await});
+    engine.remove("log").await;
+    seen
+}
+
 /// What is writable below a read-only root, beside devices and the kernel's own folders.
 async fn writable(engine: &Engine<'_>) -> Value {
     let host = json!({"ReadonlyRootfs": true});
@@ -206,12 +244,13 @@ async fn events(engine: &Engine<'_>) -> Value {
     let wait = format!("/containers/{}/wait", engine.name("events"));
     engine.call("POST", &wait, None).await;
     engine.remove("events").await;
-    let until = seconds() + 1;
     let mut told = serde_json::Map::new();
     for name in [
         "start", "die", "died", "oom", "kill", "cleanup", "destroy", "remove",
     ] {
         let filters = encoded(&json!({"type": ["container"], "event": [name]}));
+        // Podman gives nothing at all of a time that is over when it begins to read.
+        let until = seconds() + 2;
         let path = format!("/events?since={since}&until={until}&filters={filters}");
         let answer = engine.call("GET", &path, None).await;
         let lines = match &answer.body {
@@ -243,35 +282,42 @@ fn encoded(value: &Value) -> String {
     value.to_string().bytes().map(encode).collect()
 }
 
-/// The states that a container is in before its program runs, and from its end on.
+/// The states that a container is in, by inspection and in listings, to its end.
 async fn states(engine: &Engine<'_>) -> Value {
-    let made = engine.create("states", &["sleep", "600"], json!({})).await;
-    assert_eq!(made.status, 201, "{made:?}");
+    let (mut inspected, mut listed) = (BTreeSet::new(), BTreeSet::new());
     let name = engine.name("states");
-    let mut seen = vec![state(engine.bench, &name).await["Status"].clone()];
-    // Only Podman has this call.
-    let init = format!("/v4.0.0/libpod/containers/{name}/init");
-    if engine.call("POST", &init, None).await.status == 204 {
-        seen.push(state(engine.bench, &name).await["Status"].clone());
-    }
-    engine.start("states").await;
-    seen.push(state(engine.bench, &name).await["Status"].clone());
-    let kill = format!("/containers/{name}/kill");
-    engine.call("POST", &kill, None).await;
-    let last = tokio::time::timeout(Duration::from_secs(30), async {
-        loop {
-            let now = state(engine.bench, &name).await["Status"].clone();
-            if seen.last() != Some(&now) {
-                seen.push(now);
-            }
-            if seen.last().is_some_and(|now| *now == "exited") {
-                return;
-            }
+    let filters = encoded(&json!({"name": [name]}));
+    let list = format!("/containers/json?all=true&filters={filters}");
+    let look = async |inspected: &mut BTreeSet<String>, listed: &mut BTreeSet<String>| {
+        let seen = state(engine.bench, &name).await["Status"].clone();
+        let seen = seen.as_str().unwrap_or_default().to_owned();
+        let all = engine.call("GET", &list, None).await.body;
+        let in_list = all[0]["State"].as_str().unwrap_or_default().to_owned();
+        let last = seen == "exited" && in_list == "exited";
+        inspected.insert(seen);
+        listed.insert(in_list);
+        last
+    };
+    // The state between a program's end and the engine's tidying up is short.
+    for _ in 0..10 {
+        let made = engine.create("states", &["sleep", "600"], json!({})).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        look(&mut inspected, &mut listed).await;
+        // Only Podman has this call.
+        let init = format!("/v4.0.0/libpod/containers/{name}/init");
+        if engine.call("POST", &init, None).await.status == 204 {
+            look(&mut inspected, &mut listed).await;
         }
-    });
-    last.await.unwrap();
-    engine.remove("states").await;
-    seen.into()
+        engine.start("states").await;
+        look(&mut inspected, &mut listed).await;
+        let kill = format!("/containers/{name}/kill");
+        engine.call("POST", &kill, None).await;
+        let last = async { while !look(&mut inspected, &mut listed).await {} };
+        let last = tokio::time::timeout(Duration::from_secs(30), last).await;
+        last.unwrap();
+        engine.remove("states").await;
+    }
+    json!({"inspected": inspected, "listed": listed})
 }
 
 /// What is said of a container that is removed during the call: one answer of each kind.
@@ -320,6 +366,7 @@ async fn answers(bench: &Bench) -> Value {
     let unknown = "/distribution/127.0.0.1:1/nothing/json";
     json!({
         "a registry asked for an image": engine.words(&engine.call("GET", unknown, None).await),
+        "bytes of an ended log of 2 MiB, followed or not": ended_log(&engine).await,
         "devices for a container": devices(&engine).await,
         "events of a killed container, by filter": events(&engine).await,
         "its id stays": info().await == info().await,
@@ -327,6 +374,7 @@ async fn answers(bench: &Bench) -> Value {
         "limits by control group": limits(&engine).await,
         "limits of a process": ulimits(&engine).await,
         "mode of a working folder in memory, asked to be 1777": working_folder(&engine).await,
+        "mounting at a path with a comma": comma(&engine).await,
         "mounting a path that is missing": missing_path(&engine).await,
         "states of a container, to its end": states(&engine).await,
         "writable folders in memory of a read-only root": writable(&engine).await,
@@ -361,6 +409,9 @@ async fn what_was_recorded_of_the_engine_holds() {
     };
     let recorded: Value = serde_json::from_slice(&recorded).unwrap();
     for (what, answer) in recorded.as_object().unwrap() {
-        assert_eq!(seen[what], *answer, "{what}");
+        // How many bytes are lost is chance.
+        if !what.starts_with("bytes of") {
+            assert_eq!(seen[what], *answer, "{what}");
+        }
     }
 }

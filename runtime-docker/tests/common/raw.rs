@@ -15,7 +15,8 @@ pub struct Answer {
 
 impl Answer {
     pub fn message(&self) -> &str {
-        self.body["message"].as_str().unwrap_or_default()
+        let text = self.body.as_str().map(str::trim);
+        text.or(self.body["message"].as_str()).unwrap_or_default()
     }
 }
 
