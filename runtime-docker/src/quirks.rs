@@ -149,8 +149,7 @@ pub(crate) struct Quirks {
 
     /// A registry is asked what it has by adding its image to a list of images.
     ///
-    /// Docker has a call that asks (`/distribution/…`). Podman 4.3.1 answers it with 404 and `Path …
-    /// is not supported`; its `/libpod/manifests/…/json` of a registry's image leaves the digest out,
+    /// Docker has a call that asks (`/distribution/…`). Podman 4.3.1 answers it with 404; its `/libpod/manifests/…/json` of a registry's image leaves the digest out,
     /// and takes no login. A list of its own, which it calls a manifest, takes both: for an addition
     /// it gets the image's manifest and configuration and no layer, and it tells the digest.
     pub(crate) asks_by_list: bool,
@@ -163,7 +162,8 @@ pub(crate) struct Quirks {
     /// A container may be in states that Docker does not have, and its client does not understand.
     ///
     /// Docker knows seven. Podman 4.3.1 has `stopped` between a program's end and the end of its
-    /// own tidying up, some 0.3 s later, by inspection and in listings, and `initialized`.
+    /// own tidying up, some 0.3 s later, by inspection and in listings; and `initialized`, which shows
+    /// as `created` in Docker's API.
     pub(crate) other_states: bool,
 
     /// The names by which the events are asked for that tell of a change to a run.
