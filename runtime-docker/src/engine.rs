@@ -179,8 +179,14 @@ impl Engine {
             labels: Some(labels),
             ..Default::default()
         };
-        self.call("making a volume", self.docker.create_volume(request))
-            .await
+        let call = self.docker.create_volume(request);
+        match self.call("making a volume", call).await {
+            Err(error) if quirks::is_made_already(&error) => {
+                // Or it has gone again meanwhile.
+                self.volume(name).await?.ok_or(error)
+            }
+            made => made,
+        }
     }
 
     /// Removes a volume; whether there was one.
@@ -251,11 +257,8 @@ impl Engine {
         let call = self.docker.kill_container(name, Some(options));
         match self.call("stopping a container", call).await {
             Ok(()) => Ok(true),
-            // 409: it does not run. Docker before 20 said so with 500.
-            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
-            Err(error)
-                if error.status() == Some(500) && error.to_string().contains("is not running") =>
-            {
+            Err(error) if error.status() == Some(404) => Ok(false),
+            Err(error) if quirks::is_just_gone(&error) || quirks::is_not_running(&error) => {
                 Ok(false)
             }
             Err(error) => Err(error),

@@ -147,6 +147,13 @@ pub(crate) struct Quirks {
     /// mark is refused.
     pub(crate) mounts_are_words: bool,
 
+    /// `/etc/hosts` has names of the machine, unless a file of ours is mounted there.
+    ///
+    /// Docker writes loopback, what it is asked for, and the container's own address, if it has one.
+    /// Podman 4.3.1 adds `host.containers.internal` with an address of the machine, also where the
+    /// container has no network.
+    pub(crate) hosts_has_more: bool,
+
     /// A registry is asked what it has by adding its image to a list of images.
     ///
     /// Docker has a call that asks (`/distribution/…`). Podman 4.3.1 answers it with 404; its `/libpod/manifests/…/json` of a registry's image leaves the digest out,
@@ -219,6 +226,7 @@ impl Quirks {
             limits,
             follow_loses_end: true,
             mounts_are_words: true,
+            hosts_has_more: true,
             asks_by_list: true,
             id_changes: true,
             other_states: true,
@@ -232,7 +240,9 @@ impl Quirks {
     /// id inside.
     pub(crate) fn outside(&self, uid: u32, gid: u32) -> Option<(u64, u64)> {
         let map = |id: u32, ranges: &Option<Vec<IdRange>>| match ranges {
-            None => Some(u64::from(id)),
+            // Docker does not tell the ids of an ordinary user's engine: it has as many as are given
+            // by default.
+            None => (!self.rootless || id < 65_536).then(|| u64::from(id)),
             Some(ranges) => ranges.iter().find_map(|range| {
                 let offset = u64::from(id).checked_sub(range.container_id)?;
                 (offset < range.size).then(|| range.host_id.saturating_add(offset))
@@ -301,6 +311,25 @@ fn make_known(state: &mut Value) {
 pub(crate) fn is_just_gone(error: &Error) -> bool {
     let words = ["no such container", "no such volume"];
     error.status() == Some(500) && words.iter().any(|words| error.to_string().ends_with(words))
+}
+
+/// Whether an engine says that a volume was made by somebody else during the call: Podman 4.3.1 answers
+/// 500 with `… name … is in use: volume already exists`; Docker returns the other's.
+pub(crate) fn is_made_already(error: &Error) -> bool {
+    error.status() == Some(500) && error.to_string().ends_with("volume already exists")
+}
+
+/// Whether an engine says that a container does not run, so that no signal can be sent to it: Podman
+/// 4.3.1 answers 500 with `can only kill running containers. … is in state stopped: container state
+/// improper`, old Docker 500 with `… is not running`; Docker answers 409.
+pub(crate) fn is_not_running(error: &Error) -> bool {
+    let words = ["is not running", "can only kill running containers"];
+    let said = error.to_string();
+    match error.status() {
+        Some(409) => true,
+        Some(500) => words.iter().any(|words| said.contains(words)),
+        _ => false,
+    }
 }
 
 /// What an engine says against an image that was to be added to a list, in the words of the registry

@@ -49,6 +49,11 @@ fn ids_outside() {
     assert_eq!(quirks.outside(65_532, 65_532), Some(outside));
     assert_eq!(quirks.outside(65_537, 1), None);
     assert_eq!(quirks.outside(1, 65_537), None);
+    let (_, untold) = Engine::named("docker-20.10.24-rootless").quirks();
+    assert!(untold.outside(65_532, 999).is_some());
+    assert_eq!(untold.outside(999, 1_000_998), None);
+    let (_, root) = Engine::named("docker-20.10.24").quirks();
+    assert_eq!(root.outside(999, 1_000_998), Some((999, 1_000_998)));
 }
 
 #[test]
@@ -242,6 +247,57 @@ fn what_is_removed_during_the_call() {
             assert!(matches!(gone, Ok(None)), "{}: {answer}", engine.name);
         }
     }
+}
+
+#[test]
+fn a_container_that_runs_no_more() {
+    let is = |status_code, message: &str| {
+        let message = message.to_owned();
+        quirks::is_not_running(&Error::Engine {
+            step: "stopping a container",
+            source: bollard::errors::Error::DockerResponseServerError {
+                status_code,
+                message,
+            },
+        })
+    };
+    let podman =
+        "can only kill running containers. 7c0f is in state stopped: container state improper";
+    assert!(is(500, podman));
+    assert!(is(
+        500,
+        "Cannot kill container: 7c0f: Container 7c0f is not running"
+    ));
+    assert!(is(409, "Container 7c0f is not running"));
+    assert!(!is(500, "cannot kill: permission denied"));
+    assert!(!is(404, "No such container: 7c0f is not running"));
+}
+
+#[test]
+fn a_volume_that_somebody_else_makes() {
+    let is = |status_code, message: &str| {
+        let message = message.to_owned();
+        quirks::is_made_already(&Error::Engine {
+            step: "making a volume",
+            source: bollard::errors::Error::DockerResponseServerError {
+                status_code,
+                message,
+            },
+        })
+    };
+    let podman = "adding volume to state: name a.b.cancelled is in use: volume already exists";
+    assert!(is(500, podman));
+    assert!(!is(409, podman));
+    assert!(!is(500, "volume already exists: and it cannot be read"));
+}
+
+#[test]
+fn names_of_the_machine() {
+    each(|name, quirks, seen| {
+        let seen = names(&seen["names in /etc/hosts without a network"]);
+        let more = seen.iter().any(|name| name.ends_with(".internal"));
+        assert_eq!(more, quirks.hosts_has_more, "{name}: {seen:?}");
+    });
 }
 
 #[test]

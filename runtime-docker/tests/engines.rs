@@ -223,6 +223,17 @@ async fn writable(engine: &Engine<'_>) -> Value {
     json!(found.collect::<BTreeSet<_>>())
 }
 
+/// The names that a program without a network finds, beside that of its container.
+async fn hosts(engine: &Engine<'_>) -> Value {
+    let command = ["sh", "-c", "grep -v \"$(hostname)\" /etc/hosts"];
+    let lines = engine.printed("hosts", &command, json!({}), "").await;
+    engine.remove("hosts").await;
+    let names = lines
+        .lines()
+        .flat_map(|line| line.split_whitespace().skip(1));
+    json!(names.collect::<BTreeSet<_>>())
+}
+
 /// The mode of a folder in memory that the program works in.
 async fn working_folder(engine: &Engine<'_>) -> Value {
     let host = json!({"Tmpfs": {"/work": "mode=1777,size=1m"}});
@@ -375,6 +386,7 @@ async fn answers(bench: &Bench) -> Value {
         "mode of a working folder in memory, asked to be 1777": working_folder(&engine).await,
         "mounting at a path with a comma": comma(&engine).await,
         "mounting a path that is missing": missing_path(&engine).await,
+        "names in /etc/hosts without a network": hosts(&engine).await,
         "states of a container, to its end": states(&engine).await,
         "writable folders in memory of a read-only root": writable(&engine).await,
     })

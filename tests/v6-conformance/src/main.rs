@@ -103,7 +103,7 @@ impl Kind {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
     match as_owner(&arguments) {
         Ok(None) => {}
         Ok(Some(code)) => return code,
@@ -112,6 +112,7 @@ fn main() -> ExitCode {
             return ExitCode::from(4);
         }
     }
+    arguments.suite.report = user::reports(arguments.suite.report);
     let done = match (arguments.command, arguments.runtime) {
         (Some(Command::Matrix { folder }), _) => matrix::write(&folder),
         (Some(Command::Prove(prove)), _) => seeds::prove(
@@ -149,7 +150,9 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
         .and_then(|host| host.strip_prefix("unix://"))
     {
         Some(socket) => {
-            user::again_as_owner_of(std::path::Path::new(socket), options.restart.as_deref())
+            let socket = std::path::Path::new(socket);
+            let restart = options.restart.as_deref();
+            user::again_as_owner_of(socket, restart, &arguments.suite.report)
         }
         None => Ok(None),
     }
