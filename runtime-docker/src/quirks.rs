@@ -321,9 +321,9 @@ pub(crate) fn is_made_already(error: &Error) -> bool {
 
 /// Whether an engine says that a container does not run, so that no signal can be sent to it: Podman
 /// 4.3.1 answers 500 with `can only kill running containers. … is in state stopped: container state
-/// improper`, old Docker 500 with `… is not running`; Docker answers 409.
+/// improper` or `container state improper: stopped`, old Docker 500 with `… is not running`; Docker answers 409.
 pub(crate) fn is_not_running(error: &Error) -> bool {
-    let words = ["is not running", "can only kill running containers"];
+    let words = ["is not running", "container state improper"];
     let said = error.to_string();
     match error.status() {
         Some(409) => true,

@@ -264,6 +264,7 @@ fn a_container_that_runs_no_more() {
     let podman =
         "can only kill running containers. 7c0f is in state stopped: container state improper";
     assert!(is(500, podman));
+    assert!(is(500, "container state improper: stopped"));
     assert!(is(
         500,
         "Cannot kill container: 7c0f: Container 7c0f is not running"

@@ -217,6 +217,9 @@ fn is_usual(point: &str) -> bool {
         "/etc/hosts",
         "/etc/hostname",
         "/etc/resolv.conf",
+        // With a line for a user that the image does not know.
+        "/etc/passwd",
+        "/etc/group",
         "/run/.containerenv",
         "/.dockerenv",
     ];
