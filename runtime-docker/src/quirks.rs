@@ -150,8 +150,8 @@ pub(crate) struct Quirks {
     /// `/etc/hosts` has names of the machine, unless a file of ours is mounted there.
     ///
     /// Docker writes loopback, what it is asked for, and the container's own address, if it has one.
-    /// Podman 4.3.1 adds `host.containers.internal` with an address of the machine, also where the
-    /// container has no network.
+    /// Podman 4.3.1 copies the machine's own file, and adds `host.containers.internal` with an address
+    /// of the machine, also where the container has no network.
     pub(crate) hosts_has_more: bool,
 
     /// A registry is asked what it has by adding its image to a list of images.

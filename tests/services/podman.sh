@@ -4,7 +4,8 @@
 #   eval "$(podman.sh up WORKDIR)"   sets V6_PODMAN_HOST and V6_PODMAN_ROOTLESS_HOST, and
 #                                    V6_PODMAN_USER, who is the second one's user
 #   podman.sh stop WORKDIR           ends both services and their containers; keeps data
-#   podman.sh crash WORKDIR          kills both services at once; `up` starts them again
+#   podman.sh crash WORKDIR [root|user]   kills both services at once, or one; `up` starts
+#                                    them again
 #   podman.sh down WORKDIR           ends them and removes all that they left
 #
 # Both are beside any other engine: with images, containers, settings and locks of their
@@ -106,6 +107,7 @@ up() {
 crash() {
 	local name pid
 	names
+	[ $# = 0 ] || whose=("$1")
 	for name in "${whose[@]}"; do
 		alive "podman-$name" || die "Podman's service ($name) does not run"
 		read -r pid _ <"$work/run/podman-$name.pid"
