@@ -150,8 +150,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn resolve(&self, image: &ImageRef, policy: PullPolicy) -> Result<ResolvedImage> {
-        let (engine, config) = (&self.shared.engine, &self.shared.config);
-        let resolved = image::resolve(&engine.docker, &config.credentials, image, policy);
+        let resolved = image::resolve(&self.shared, image, policy);
         told(resolved.await, "resolve", None)
     }
 
@@ -217,7 +216,13 @@ impl Runtime for DockerRuntime {
                 let error = Error::new(ErrorKind::NotReady, message);
                 return Err(error.with_run(&id).with_operation("logs"));
             };
-            Ok(logs::read(shared.engine.clone(), container, options))
+            let quirks = shared.quirks();
+            Ok(logs::read(
+                shared.engine.clone(),
+                quirks,
+                container,
+                options,
+            ))
         };
         Box::pin(stream::once(chunks).try_flatten())
     }

@@ -5,13 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::Docker;
-use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptions};
+use bollard::query_parameters::ListVolumesOptions;
 use clap::Args;
-use tokio::process::Command;
+use futures_util::TryStreamExt;
+use serde::Deserialize;
+use serde_json::Value;
 use v6_fault_proxy::{Address, Answer, Fault as Wrong, FaultProxy, Requests, Rule, RuleGuard};
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
 use v6_runtime_conformance::{
@@ -22,10 +23,9 @@ use v6_runtime_docker::{DockerConfig, DockerRuntime};
 #[cfg(feature = "faults")]
 use crate::prove::{How, Seed};
 use crate::registries::Started;
+use crate::restart::Restart;
 use crate::{images, planted};
 
-/// How long an engine may take to come back.
-const RESTART_LIMIT: Duration = Duration::from_secs(120);
 /// For a call that does not lead through the runtime.
 const CALL_SECONDS: u64 = 60;
 /// Sizes in bytes of the pieces in which answers come, in turn: in the midst of words and letters.
@@ -47,9 +47,9 @@ pub(crate) struct EngineOptions {
     /// The image that holds the probe; the engine has to have it (tests/algorithms/build probe)
     #[arg(long, value_name = "IMAGE", default_value = "localhost/v6-probe:test")]
     probe: String,
-    /// Ends and starts the engine, for the cases about that; run by sh
+    /// Ends and starts the engine, for the cases about that; run by sh, as whoever started this
     #[arg(long, value_name = "COMMAND")]
-    restart: Option<String>,
+    pub(crate) restart: Option<String>,
     /// Two registries to fetch from: the file that tests/services/registry.sh writes
     #[arg(long, value_name = "FILE")]
     registries: Option<PathBuf>,
@@ -180,7 +180,7 @@ pub(crate) struct EngineHarness {
     docker: Docker,
     folder: Folder,
     probe: ImageRef,
-    restart: Option<String>,
+    restart: Option<Restart>,
     registries: Option<Started>,
     ways: Mutex<HashMap<Owner, Way>>,
     /// Owners for whose cases something was made past the runtime.
@@ -215,7 +215,7 @@ impl EngineHarness {
             docker,
             folder: Folder::new().map_err(|error| format!("a temporary folder: {error}"))?,
             probe,
-            restart: options.restart,
+            restart: Restart::of(options.restart),
             registries: options
                 .registries
                 .as_deref()
@@ -352,9 +352,7 @@ impl Harness for EngineHarness {
 
     async fn inventory(&self, owner: &Owner) -> Result<Vec<String>> {
         let docker = self.docker().await?;
-        let options = ListContainersOptionsBuilder::new().all(true).build();
-        let containers = docker.list_containers(Some(options)).await;
-        let containers = containers.map_err(failed("listing containers"))?;
+        let containers = listed(&docker, "/containers/json?all=true").await?;
         let volumes = docker.list_volumes(None::<ListVolumesOptions>).await;
         let volumes = volumes.map_err(failed("listing volumes"))?;
         let is_owners = |name: &str, labels: &HashMap<String, String>| {
@@ -364,13 +362,20 @@ impl Harness for EngineHarness {
         };
         let mut found = Vec::new();
         for container in containers {
-            let names = container.names.clone().unwrap_or_default();
-            let name = names
-                .first()
-                .map_or("", |name| name.trim_start_matches('/'));
-            if is_owners(name, &container.labels.clone().unwrap_or_default()) {
-                found.push(format!("container {name}: {container:?}"));
+            let name = container["Names"][0].as_str().unwrap_or_default();
+            let name = name.trim_start_matches('/');
+            let labels = HashMap::deserialize(&container["Labels"]).unwrap_or_default();
+            if is_owners(name, &labels) {
+                found.push(format!("container {name}: {container}"));
             }
+        }
+        // What a runtime asks a registry with.
+        for image in listed(&docker, "/images/json").await? {
+            let names = image["RepoTags"].as_array();
+            let names = names.into_iter().flatten().filter_map(Value::as_str);
+            let prefix = format!("localhost/v6-runtime/{owner}:");
+            let theirs = names.filter(|name| name.starts_with(&prefix));
+            found.extend(theirs.map(|name| format!("image {name}")));
         }
         for volume in volumes.volumes.unwrap_or_default() {
             // What was planted there is not the runtime's.
@@ -425,23 +430,11 @@ impl Harness for EngineHarness {
     }
 
     async fn restart_engine(&self) -> Result<Option<()>> {
-        let Some(command) = &self.restart else {
+        let Some(restart) = &self.restart else {
             return Ok(None);
         };
-        let restart = Command::new("sh")
-            .args(["-c", command])
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .status();
-        let status = match tokio::time::timeout(RESTART_LIMIT, restart).await {
-            Ok(status) => status.map_err(failed("restarting the engine"))?,
-            Err(late) => return Err(failed("restarting the engine")(late).into()),
-        };
-        if !status.success() {
-            let what = format!("the suite, restarting the engine: {status}");
-            return Err(Error::new(ErrorKind::Unexpected, what));
-        }
+        let done = restart.restart().await;
+        done.map_err(failed("restarting the engine"))?;
         Ok(Some(()))
     }
 
@@ -507,6 +500,27 @@ impl Harness for EngineHarness {
         drop(way);
         Ok(())
     }
+}
+
+/// A list as the engine gives it: the client does not know every state that there is, and passes on
+/// only the answer to one of its calls.
+async fn listed(docker: &Docker, path: &'static str) -> Result<Vec<Value>> {
+    let asking = docker.clone().with_request_modifier(move |mut request| {
+        let uri = request.uri();
+        let host = uri.authority().map_or("", |host| host.as_str());
+        let uri = format!("{}://{host}{path}", uri.scheme_str().unwrap_or("http"));
+        if let Ok(uri) = uri.parse() {
+            *request.uri_mut() = uri;
+        }
+        request
+    });
+    let answer: Vec<_> = asking
+        .export_image("any")
+        .try_collect()
+        .await
+        .map_err(failed("listing what the engine has"))?;
+    let list = serde_json::from_slice(&answer.concat());
+    Ok(list.map_err(failed("reading what the engine has"))?)
 }
 
 /// Ends streams of events as soon as its guard is dropped.

@@ -13,6 +13,7 @@ mod planted;
 #[cfg(feature = "faults")]
 mod prove;
 mod registries;
+mod restart;
 mod user;
 
 use std::path::PathBuf;
@@ -106,7 +107,7 @@ impl Kind {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
     match as_owner(&arguments) {
         Ok(None) => {}
         Ok(Some(code)) => return code,
@@ -115,6 +116,7 @@ fn main() -> ExitCode {
             return ExitCode::from(4);
         }
     }
+    arguments.suite.report = user::reports(arguments.suite.report);
     let done = match (arguments.command, arguments.runtime) {
         (Some(Command::Matrix { folder }), _) => matrix::write(&folder),
         #[cfg(feature = "faults")]
@@ -153,7 +155,10 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
         .engine()
         .map(|(variable, default)| options.host(variable, default));
     match host {
-        Some(Ok(Address::Unix(socket))) => user::again_as_owner_of(&socket),
+        Some(Ok(Address::Unix(socket))) => {
+            let restart = options.restart.as_deref();
+            user::again_as_owner_of(&socket, restart, &arguments.suite.report)
+        }
         // What is no address is told where it is used.
         _ => Ok(None),
     }
