@@ -49,6 +49,7 @@ const fn caller(
         wrong,
         how: How::Caller(how),
         red,
+        perhaps: &[],
         alone: false,
     }
 }
