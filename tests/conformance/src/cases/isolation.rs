@@ -274,7 +274,8 @@ async fn it_has_only_the_mounts_asked_for(bench: Bench) -> case::Outcome {
     Ok(())
 }
 
-fn has_option(mount: &Value, name: &str) -> bool {
+/// Whether a mount that the probe tells of has this option.
+pub(super) fn has_option(mount: &Value, name: &str) -> bool {
     let options = mount["options"].as_array();
     options.is_some_and(|all| all.iter().any(|option| option == name))
 }

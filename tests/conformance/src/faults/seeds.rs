@@ -251,7 +251,7 @@ seeds! {
         /// `resources.gpu` is declared, and ignored.
         GraphicsProcessorsAreIgnored [graphics_processors_are_given]
         /// `usage` is declared, and processor time not told.
-        ProcessorTimeIsNotTold [usage_is_told a_processor_limit_binds]
+        ProcessorTimeIsNotTold [usage_is_told]
         /// `usage` is declared, and peak memory not told.
         MemoryIsNotTold [usage_is_told]
     }
