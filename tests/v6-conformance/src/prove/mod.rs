@@ -38,9 +38,9 @@ pub(crate) struct Seed {
 /// Which cases are tried with a fault.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Breadth {
-    /// Those that it must turn red: a minute or two for all faults
+    /// Those that it must turn red: minutes for all faults
     Meant,
-    /// And those about clauses that it can touch, which must stay green: some ten minutes
+    /// And those about clauses that it can touch, which must stay green: some ten times that
     Touched,
     /// All that there are: hours
     All,
