@@ -14,7 +14,7 @@ use bollard::query_parameters::{
     KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder,
     RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
 };
-use bollard::{API_DEFAULT_VERSION, Docker};
+use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 
@@ -41,22 +41,31 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Connects, and agrees on an API version.
-    pub(crate) async fn connect(host: &str, limit: Duration) -> Result<Self> {
+    /// Connects, and agrees on an API version with the engine, which says what it is. Asked once:
+    /// Podman looks for the packages of its parts each time, which takes a second.
+    pub(crate) async fn connect(host: &str, limit: Duration) -> Result<(Self, SystemVersion)> {
         let seconds = limit.as_secs().max(1);
         let step = "connecting to the engine";
-        let docker = if host.starts_with("unix://") {
-            Docker::connect_with_unix(host, seconds, API_DEFAULT_VERSION)
-        } else {
-            Docker::connect_with_http(host, seconds, API_DEFAULT_VERSION)
+        let connect = |version| {
+            let docker = if host.starts_with("unix://") {
+                Docker::connect_with_unix(host, seconds, version)
+            } else {
+                Docker::connect_with_http(host, seconds, version)
+            };
+            docker.map_err(|source| Error::Engine { step, source })
         };
-        let docker = docker.map_err(|source| Error::Engine { step, source })?;
-        let docker = bounded(step, limit, docker.negotiate_version()).await?;
-        Ok(Self {
+        let newest = connect(API_DEFAULT_VERSION)?;
+        let version = bounded(step, limit, newest.version()).await?;
+        let docker = match spoken(&version) {
+            Some(api) if api < *API_DEFAULT_VERSION => connect(&api)?,
+            _ => newest,
+        };
+        let engine = Self {
             docker,
             limit,
             other_states: false,
-        })
+        };
+        Ok((engine, version))
     }
 
     #[cfg(test)]
@@ -309,4 +318,13 @@ async fn bounded<T>(
         }
         Ok(Err(source)) => Err(Error::Engine { step, source }),
     }
+}
+
+/// The newest version of the API that an engine speaks.
+fn spoken(version: &SystemVersion) -> Option<ClientVersion> {
+    let (major, minor) = version.api_version.as_deref()?.split_once('.')?;
+    Some(ClientVersion {
+        major_version: major.parse().ok()?,
+        minor_version: minor.parse().ok()?,
+    })
 }

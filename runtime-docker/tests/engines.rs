@@ -231,7 +231,16 @@ async fn hosts(engine: &Engine<'_>) -> Value {
     let names = lines
         .lines()
         .flat_map(|line| line.split_whitespace().skip(1));
-    json!(names.collect::<BTreeSet<_>>())
+    let is_known = |name: &str| {
+        let everywhere = name.starts_with("localhost") || name.starts_with("ip6-");
+        everywhere || name.ends_with(".internal")
+    };
+    // What the machine's own file names is its own.
+    let told = names.map(|name| match is_known(name) {
+        true => name,
+        false => "NAME OF THE MACHINE'S",
+    });
+    json!(told.collect::<BTreeSet<_>>())
 }
 
 /// The mode of a folder in memory that the program works in.

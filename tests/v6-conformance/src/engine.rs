@@ -13,6 +13,7 @@ use clap::Args;
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use v6_fault_proxy::{Address, Answer, Fault as Wrong, FaultProxy, Requests, Rule, RuleGuard};
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
 use v6_runtime_conformance::{
@@ -178,6 +179,8 @@ struct Way {
 pub(crate) struct EngineHarness {
     engine: Address,
     docker: Docker,
+    /// Whether a version of the API has been agreed on; Podman takes a second for it each time.
+    agreed: OnceCell<()>,
     folder: Folder,
     probe: ImageRef,
     restart: Option<Restart>,
@@ -213,6 +216,7 @@ impl EngineHarness {
         Ok(Self {
             engine,
             docker,
+            agreed: OnceCell::new(),
             folder: Folder::new().map_err(|error| format!("a temporary folder: {error}"))?,
             probe,
             restart: Restart::of(options.restart),
@@ -234,9 +238,9 @@ impl EngineHarness {
     /// What is missing, and what to do about it.
     pub(crate) async fn check(&self) -> std::result::Result<(), String> {
         let engine = &self.engine;
-        let answered = self.docker.clone().negotiate_version().await;
-        let docker = answered
-            .map_err(|error| format!("no engine answers at {engine}: {}", chain(&error)))?;
+        let docker = self.agree().await;
+        let docker =
+            docker.map_err(|error| format!("no engine answers at {engine}: {}", chain(&error)))?;
         let probe = &self.probe;
         let image = match docker.inspect_image(&probe.to_string()).await {
             Ok(image) => image,
@@ -320,8 +324,17 @@ impl EngineHarness {
 
     /// The engine with a version of the API that it speaks.
     async fn docker(&self) -> Result<Docker> {
-        let docker = self.docker.clone().negotiate_version().await;
-        Ok(docker.map_err(failed("asking for the version of the API"))?)
+        let docker = self.agree().await;
+        Ok(docker
+            .map_err(failed("asking for the version of the API"))?
+            .clone())
+    }
+
+    async fn agree(&self) -> std::result::Result<&Docker, bollard::errors::Error> {
+        // The version is shared by all clones.
+        let negotiate = || async { self.docker.clone().negotiate_version().await.map(drop) };
+        self.agreed.get_or_try_init(negotiate).await?;
+        Ok(&self.docker)
     }
 }
 

@@ -75,9 +75,9 @@ struct Prove {
     runtime: Kind,
     #[command(flatten)]
     engine: EngineOptions,
-    /// Also run the cases that are about something else, with each fault
-    #[arg(long)]
-    whole: bool,
+    /// Which cases to try with each fault
+    #[arg(long, value_enum, default_value = "touched")]
+    cases: prove::Breadth,
     /// Only these faults
     #[arg(value_name = "FAULT")]
     faults: Vec<String>,
@@ -137,7 +137,7 @@ fn main() -> ExitCode {
                 made.ok_or_else(|| memory.to_owned())
             },
             &prove.faults,
-            prove.whole,
+            prove.cases,
         ),
         // What there is to list does not depend on an engine.
         (None, Some(_)) if arguments.suite.list => {

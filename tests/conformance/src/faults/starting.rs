@@ -190,8 +190,9 @@ async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted
         Some(Seed::FetchesGetInEachOthersWay) => {
             let mut spec = spec.clone();
             let name = spec.image.reference.clone();
-            let here = it.inner.resolve(&name, PullPolicy::Never).await.is_ok();
-            if !here && !it.world.notes().fetching.insert(name.to_string()) {
+            let here = it.inner.resolve(&name, PullPolicy::Never).await;
+            let absent = here.is_err_and(|error| error.kind() == ErrorKind::NotFound);
+            if absent && !it.world.notes().fetching.insert(name.to_string()) {
                 let nothing = Digest::new(format!("sha256:{}", "0".repeat(64)))?;
                 spec.image.identity = ImageIdentity::Manifest(nothing);
             }

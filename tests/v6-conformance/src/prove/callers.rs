@@ -49,6 +49,7 @@ const fn caller(
         wrong,
         how: How::Caller(how),
         red,
+        perhaps: &[],
         alone: false,
     }
 }
@@ -77,16 +78,13 @@ pub(super) const ALL: &[Seed] = &[
         "the-dead-seem-at-work",
         "What a killed process had begun to make looks as if it went on.",
         Caller::SeesTheDeadAtWork,
-        &["a_killed_start_is_abandoned", "a_cut_start_is_abandoned"],
+        &["a_killed_start_is_abandoned"],
     ),
     caller(
         "half-made-runs-are-refused",
         "`cleanup` of what was begun and not finished is refused the first time.",
         Caller::RefusesToClean,
-        &[
-            "a_killed_start_can_be_cleaned_up",
-            "a_cut_start_can_be_cleaned_up",
-        ],
+        &["a_killed_start_can_be_cleaned_up"],
     ),
     caller(
         "lease-is-a-file",
