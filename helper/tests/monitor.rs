@@ -1,6 +1,8 @@
 //! Mode `monitor`: runs that outlive their starter, real ones with name spaces of their own.
 
-#[expect(clippy::unwrap_used, reason = "a failed test panics")]
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+#![expect(clippy::print_stdout, reason = "skips are told on stdout")]
+
 mod support;
 
 use std::fs;

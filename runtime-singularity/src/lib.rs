@@ -1,5 +1,8 @@
-//! The v6-runtime contract on Apptainer and SingularityCE: containers of an ordinary user, without
-//! any daemon.
+//! The v6-runtime contract on Apptainer: containers of an ordinary user, on this machine, without any
+//! daemon.
+//!
+//! Checked with Apptainer 1.4. SingularityCE has the same command line, and is untested. Jobs of Slurm
+//! are not here yet.
 //!
 //! ```no_run
 //! use v6_runtime::{ImageRef, Owner, PullPolicy, RunId, RunSpec, Runtime, RuntimeExt};

@@ -1,6 +1,6 @@
 //! What a run has printed: frames in a file, read from a place in it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::SeekFrom;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use v6_helper::{LogFrame, Sight};
 use v6_runtime::{
     Error, ErrorKind, LogChunk, LogOptions, LogPosition, LogStream, Result, ResultStream, RunId,
@@ -17,23 +17,12 @@ use v6_runtime::{
 use crate::state::Shared;
 
 /// Says when there may be more in a log, to those who follow it.
+#[derive(Default)]
 pub(crate) struct LogNews {
     followers: Mutex<HashMap<RunId, watch::Sender<()>>>,
-    wanted: (
-        mpsc::UnboundedSender<RunId>,
-        tokio::sync::Mutex<mpsc::UnboundedReceiver<RunId>>,
-    ),
-}
-
-impl Default for LogNews {
-    fn default() -> Self {
-        // As many as there are calls of `logs`.
-        let (send, receive) = mpsc::unbounded_channel();
-        Self {
-            followers: Mutex::default(),
-            wanted: (send, tokio::sync::Mutex::new(receive)),
-        }
-    }
+    /// Whose logs are followed and not yet watched, each once.
+    wanted: Mutex<BTreeSet<RunId>>,
+    more_wanted: Notify,
 }
 
 impl LogNews {
@@ -48,16 +37,23 @@ impl LogNews {
             .entry(id.clone())
             .or_insert_with(|| watch::Sender::new(()));
         let receiver = sender.subscribe();
-        // Nobody takes it once the runtime is gone, and then the log is not followed either.
-        let _ = self.wanted.0.send(id.clone());
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.insert(id.clone());
+        self.more_wanted.notify_one();
         receiver
     }
 
     /// The next run whose log somebody begins to follow.
     pub(crate) async fn wanted(&self) -> RunId {
-        match self.wanted.1.lock().await.recv().await {
-            Some(id) => id,
-            None => std::future::pending().await,
+        loop {
+            let next = {
+                let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+                wanted.pop_first()
+            };
+            match next {
+                Some(id) => return id,
+                None => self.more_wanted.notified().await,
+            }
         }
     }
 

@@ -21,6 +21,9 @@ use crate::record::Place;
 pub(crate) const HELPER: &str = "/.v6/helper";
 const TMP: &str = "/tmp";
 const SHM: &str = "/dev/shm";
+/// What every container has, and no image may put anything in its place; a spec is checked for it by
+/// the contract.
+const RESERVED: [&str; 4] = ["/proc", "/sys", "/dev", "/.v6"];
 /// What an image gets that says nothing itself, as everywhere.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -263,7 +266,7 @@ pub(crate) fn plan(
     for target in &image.description.volumes {
         let target = target.trim_end_matches('/');
         let taken = targets(spec).any(|(other, _)| other.as_str() == target) || target == TMP;
-        if ContainerPath::new(target).is_ok() && !taken {
+        if is_free(target) && !taken {
             files.push(folder_entry(place.scratch(next)));
             binds.push(memory(next, target, None)?);
             next += 1;
@@ -311,6 +314,15 @@ pub(crate) fn plan(
         monitor,
         files,
     })
+}
+
+/// Whether a path, of an image, is one on which anything may be mounted.
+fn is_free(target: &str) -> bool {
+    let reserved = |folder: &str| {
+        let rest = target.strip_prefix(folder);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    ContainerPath::new(target).is_ok() && !RESERVED.iter().any(|folder| reserved(folder))
 }
 
 fn folder_entry(path: PathBuf) -> Entry {
@@ -473,7 +485,9 @@ mod tests {
                 cmd: vec!["c".into()],
                 env: vec!["PATH=/own".into(), "HOME=/root".into(), "A=1".into()],
                 workdir: Some("/app".into()),
-                volumes: vec!["/data/".into(), "/proc".into(), "x".into()],
+                volumes: ["/data/", "/process", "/proc", "/.v6/claim", "/dev/shm", "x"]
+                    .map(str::to_owned)
+                    .into(),
                 platform: "linux/amd64".into(),
             },
             native: false,
@@ -556,7 +570,14 @@ mod tests {
         );
         assert!(at("/.v6") < at("/.v6/claim"), "{targets:?}");
         assert!(
-            targets.contains(&"/data") && !targets.contains(&"/proc"),
+            targets.contains(&"/data") && targets.contains(&"/process"),
+            "{targets:?}"
+        );
+        // An image takes nothing away that every container has.
+        let times = |target: &str| targets.iter().filter(|t| **t == target).count();
+        assert_eq!(
+            (times("/proc"), times("/.v6/claim"), times("/dev/shm")),
+            (0, 1, 1),
             "{targets:?}"
         );
         // Each has a place to be mounted on.

@@ -120,7 +120,7 @@ mod tests {
         fs::create_dir_all(top.join("a/b/c")).unwrap();
         std::os::unix::fs::symlink(&outside, top.join("a/link")).unwrap();
         fs::write(top.join("a/b/file"), "x").unwrap();
-        fs::set_permissions(top.join("a/b"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(top.join("a/b"), Permissions::from_mode(0o0)).unwrap();
         // Deeper than a path can be long, in steps that each have a short one.
         let mut bottom = top.clone();
         for _ in 0..300 {
