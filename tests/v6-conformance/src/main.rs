@@ -6,6 +6,7 @@
 //! v6-conformance matrix docs/conformance
 //! ```
 
+mod apptainer;
 mod engine;
 mod images;
 mod matrix;
@@ -20,10 +21,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+#[cfg(feature = "faults")]
+use clap::Args;
+use clap::{Parser, Subcommand, ValueEnum};
 use v6_fault_proxy::Address;
 use v6_runtime_conformance::{Harness, MemoryHarness, Options, suite_process};
 
+use crate::apptainer::{ApptainerHarness, ApptainerOptions};
 use crate::engine::{EngineHarness, EngineOptions};
 
 /// Checks a container runtime against its contract.
@@ -44,6 +48,8 @@ struct Arguments {
     runtime: Option<Kind>,
     #[command(flatten)]
     engine: EngineOptions,
+    #[command(flatten)]
+    apptainer: ApptainerOptions,
     #[command(flatten)]
     suite: Options,
 }
@@ -85,6 +91,8 @@ enum Kind {
     Docker,
     /// Podman's service at --host
     Podman,
+    /// Apptainer on this machine, with the probe of --archive
+    Singularity,
 }
 
 impl Kind {
@@ -93,13 +101,14 @@ impl Kind {
             Self::Memory => "memory",
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Singularity => "singularity",
         }
     }
 
     /// Where the engine usually is: the variable that says it, and the place without one.
     fn engine(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Memory => None,
+            Self::Memory | Self::Singularity => None,
             Self::Docker => Some(("DOCKER_HOST", "unix:///var/run/docker.sock")),
             Self::Podman => Some(("CONTAINER_HOST", "unix:///run/podman/podman.sock")),
         }
@@ -131,9 +140,11 @@ fn main() -> ExitCode {
             prove.cases,
         ),
         // What there is to list does not depend on an engine.
-        (None, Some(_)) if arguments.suite.list => harness(Kind::Memory, arguments.engine)
-            .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
-        (None, Some(runtime)) => harness(runtime, arguments.engine)
+        (None, Some(_)) if arguments.suite.list => {
+            harness(Kind::Memory, arguments.engine, arguments.apptainer)
+                .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite))
+        }
+        (None, Some(runtime)) => harness(runtime, arguments.engine, arguments.apptainer)
             .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
         (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
     };
@@ -151,6 +162,11 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
         (None, Some(kind)) => (kind, &arguments.engine),
         _ => return Ok(None),
     };
+    if kind == Kind::Singularity
+        && let Some(user) = arguments.apptainer.user()
+    {
+        return user::again_as(&user, &arguments.suite.report);
+    }
     let host = kind
         .engine()
         .map(|(variable, default)| options.host(variable, default));
@@ -164,14 +180,21 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     }
 }
 
-fn harness(kind: Kind, options: EngineOptions) -> Result<Arc<dyn Harness>, String> {
+fn harness(
+    kind: Kind,
+    options: EngineOptions,
+    apptainer: ApptainerOptions,
+) -> Result<Arc<dyn Harness>, String> {
+    if kind == Kind::Singularity {
+        return Ok(Arc::new(ApptainerHarness::new(apptainer)?));
+    }
     Ok(match engine(kind, options)? {
         Some(engine) => Arc::new(engine),
         None => Arc::new(MemoryHarness::new().map_err(|error| error.to_string())?),
     })
 }
 
-/// The harness of a runtime that has an engine outside of this process.
+/// The harness of a runtime that has an engine with an API outside of this process.
 fn engine(kind: Kind, options: EngineOptions) -> Result<Option<EngineHarness>, String> {
     let Some((variable, default)) = kind.engine() else {
         return Ok(None);

@@ -29,16 +29,36 @@ pub(crate) fn again_as_owner_of(
         // There is none: connecting to it says so better.
         return Ok(None);
     };
-    // A folder that we make is ours.
-    let folder = tempfile::tempdir()?;
-    let we = folder.path().metadata()?.uid();
-    if we == socket.uid() || we != 0 {
-        return Ok(None);
-    }
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     // The socket's own group may be one that only the engine's name space knows.
     let group = group_of(&passwd, socket.uid()).unwrap_or(socket.gid());
-    let (uid, gid) = (Some(socket.uid()), Some(group));
+    again(socket.uid(), group, command, reports)
+}
+
+/// Runs this program again as this user, if that is somebody else and we may; its exit code.
+///
+/// # Errors
+/// A user that this machine does not have; whatever keeps it from being started.
+pub(crate) fn again_as(user: &str, reports: &[PathBuf]) -> io::Result<Option<ExitCode>> {
+    let passwd = std::fs::read_to_string("/etc/passwd")?;
+    let ids = ids_of(&passwd, user);
+    let (uid, gid) = ids.ok_or_else(|| io::Error::other(format!("there is no user {user}")))?;
+    again(uid, gid, None, reports)
+}
+
+fn again(
+    user: u32,
+    group: u32,
+    command: Option<&str>,
+    reports: &[PathBuf],
+) -> io::Result<Option<ExitCode>> {
+    // A folder that we make is ours.
+    let folder = tempfile::tempdir()?;
+    let we = folder.path().metadata()?.uid();
+    if we == user || we != 0 {
+        return Ok(None);
+    }
+    let (uid, gid) = (Some(user), Some(group));
     let mut again = Command::new("/proc/self/exe");
     if let Some(command) = command {
         let at = folder.path().join("restart.sock");
@@ -51,7 +71,7 @@ pub(crate) fn again_as_owner_of(
     // Not by the program's path, which only root may be able to reach.
     let ended = again
         .args(std::env::args_os().skip(1))
-        .uid(socket.uid())
+        .uid(user)
         .gid(group)
         .current_dir("/")
         .env("TMPDIR", folder.path())
@@ -84,6 +104,15 @@ fn theirs(folder: &Path, reports: &[PathBuf]) -> impl Iterator<Item = PathBuf> {
     })
 }
 
+/// A user and the first group, by the lines of `/etc/passwd`.
+fn ids_of(passwd: &str, name: &str) -> Option<(u32, u32)> {
+    let line = passwd
+        .lines()
+        .find(|line| line.split(':').next() == Some(name))?;
+    let mut fields = line.split(':').skip(2).map(str::parse::<u32>);
+    Some((fields.next()?.ok()?, fields.next()?.ok()?))
+}
+
 /// The first group of a user, by the lines of `/etc/passwd`.
 fn group_of(passwd: &str, uid: u32) -> Option<u32> {
     passwd.lines().find_map(|line| {
@@ -95,7 +124,7 @@ fn group_of(passwd: &str, uid: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::group_of;
+    use super::{group_of, ids_of};
 
     #[test]
     fn a_user_has_a_group() {
@@ -103,5 +132,7 @@ mod tests {
         assert_eq!(group_of(passwd, 0), Some(0));
         assert_eq!(group_of(passwd, 999), Some(995));
         assert_eq!(group_of(passwd, 995), None);
+        assert_eq!(ids_of(passwd, "u"), Some((999, 995)));
+        assert_eq!(ids_of(passwd, "root:x"), None);
     }
 }

@@ -135,9 +135,11 @@ async fn its_root_is_read_only(bench: Bench) -> case::Outcome {
         holds(&format!("{step} was allowed"), !ok)?;
     }
     let identity = identity(&bench).await?;
-    // Not being root, it might be refused even if the root is writable.
+    // Not being root, it might be refused even if the root is writable. Either the mount is read-only or
+    // the file system itself.
     for mount in identity["mounts"].as_array().into_iter().flatten() {
-        let is_writable = mount["point"] == "/" && !has_option(mount, "ro");
+        let read_only = ["options", "super_options"].map(|of| is_listed(&mount[of], "ro"));
+        let is_writable = mount["point"] == "/" && read_only == [false, false];
         holds(&format!("its root is {mount}"), !is_writable)?;
     }
     for variable in ["HOME", "TMPDIR"] {
@@ -276,8 +278,12 @@ async fn it_has_only_the_mounts_asked_for(bench: Bench) -> case::Outcome {
 
 /// Whether a mount that the probe tells of has this option.
 pub(super) fn has_option(mount: &Value, name: &str) -> bool {
-    let options = mount["options"].as_array();
-    options.is_some_and(|all| all.iter().any(|option| option == name))
+    is_listed(&mount["options"], name)
+}
+
+fn is_listed(list: &Value, name: &str) -> bool {
+    let all = list.as_array();
+    all.is_some_and(|all| all.iter().any(|one| one == name))
 }
 
 async fn powers_are_refused(bench: Bench) -> case::Outcome {
