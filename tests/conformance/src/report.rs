@@ -133,6 +133,14 @@ impl CaseReport {
     }
 }
 
+/// What an engine says of itself, without the paths of its machine: a report is for everybody.
+fn public(facts: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let facts = facts.iter().filter(|(_, fact)| !fact.starts_with('/'));
+    facts
+        .map(|(name, fact)| (name.clone(), fact.clone()))
+        .collect()
+}
+
 fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
@@ -162,7 +170,7 @@ impl Report {
             engine: Engine {
                 name: engine.name.clone(),
                 version: engine.version.clone(),
-                facts: engine.facts.clone(),
+                facts: public(&engine.facts),
             },
             machine,
             suite: env!("CARGO_PKG_VERSION").to_owned(),
@@ -242,4 +250,17 @@ pub(crate) fn by_name(capabilities: &Capabilities) -> BTreeMap<String, bool> {
         }
     }
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_no_paths_of_its_machine() {
+        let said = [("folder", "/somebody/engine"), ("cgroup", "2")];
+        let said = said.map(|(name, fact)| (name.to_owned(), fact.to_owned()));
+        let kept = public(&said.into());
+        assert_eq!(kept.into_keys().collect::<Vec<_>>(), ["cgroup"]);
+    }
 }
