@@ -19,9 +19,13 @@
 
 mod claim;
 mod init;
+mod pod;
 
 pub use claim::{Claim, ClaimError, End, MAX_CLAIM, NotStarted};
 pub use init::{InitOptions, InvalidOption, Listener};
+pub use pod::{
+    ALIVE_PORT, EXIT_LATE, EXIT_NO_INPUT, EXIT_NOT_ISOLATED, PodOptions, StreamedInput, TUNNEL_PORT,
+};
 
 /// The program: a statically linked ELF executable.
 pub static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/v6-helper"));

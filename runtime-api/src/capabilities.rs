@@ -294,8 +294,10 @@ switches! {
         seccomp,
         /// A read-only root file system.
         read_only_root,
-        /// No network but granted egress.
+        /// No network but granted egress: nothing else can be reached, and no name is resolved.
         no_network,
+        /// No network interface but loopback, and no route: not even such as lead nowhere.
+        only_loopback,
         /// Other runs' files and processes are out of reach.
         private,
     }

@@ -33,6 +33,35 @@ v6-helper examine [--control HOST:PORT]
     Tries what a run must not be able to do and prints what it saw as JSON. HOST:PORT must
     answer a line with the same line.
 
+v6-helper receive [OPTION…]
+    Before the program of a pod: waits until the pod's network is denied, makes the outputs,
+    takes input through the tunnel.
+
+    --key FILE                    the key of the tunnel
+    --out FOLDER, --in FOLDER     where outputs are, and where streamed input goes
+    --file N, --folder N          an output to make; repeatable
+    --copy FILE=out/PATH          content to put into an output; repeatable
+    --stream BYTES=in/N|out/PATH  input that is to come; repeatable
+    --control ADDRESS:PORT|none   what must become unreachable (default: the cluster's API)
+    --settle SECONDS              how long it must stay so (default 1.5)
+    --wait SECONDS                how long the denial may take (default 60)
+    --deadline SECONDS[.FRACTION] Unix time after which nothing is started
+
+    --tunnel-port PORT            where the tunnel's other end is expected (default 61653)
+
+    Exit codes of its own: 81 the network is not denied, 82 the deadline is over, 83 nobody
+    brought the input, 125 it failed itself.
+
+v6-helper sidecar [OPTION…]
+    Beside the program of a pod: carries its connections through the tunnel and gives out what
+    it has left.
+
+    --key FILE, --out FOLDER      as above
+    --listen ADDRESS:PORT         for each grant, in their order; repeatable
+    --deadline SECONDS[.FRACTION] Unix time at which the program's container is to be ended
+    --tunnel-port PORT            as above
+    --alive-port PORT             listened to for as long as the program may run (default 61654)
+
 v6-helper --version
 v6-helper --help
 ";
@@ -81,6 +110,8 @@ pub enum Request {
     Version,
     Init(Box<Init>),
     Examine { control: Option<String> },
+    Receive(Box<crate::pod::Options>),
+    Sidecar(Box<crate::pod::Options>),
 }
 
 /// Reads the arguments that follow the program's name.
@@ -97,6 +128,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, S
         b"examine" => parse_examine(arguments),
         b"--help" | b"-h" => Ok(Request::Help),
         b"--version" | b"-V" => Ok(Request::Version),
+        b"receive" => {
+            crate::pod::parse(arguments).map(|options| Request::Receive(Box::new(options)))
+        }
+        b"sidecar" => {
+            crate::pod::parse(arguments).map(|options| Request::Sidecar(Box::new(options)))
+        }
         b"init" => parse_init(arguments).map(|init| Request::Init(Box::new(init))),
         _ => Err(format!("{mode:?} is not a mode, see --help")),
     }

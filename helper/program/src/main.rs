@@ -4,11 +4,17 @@
 mod args;
 mod claim;
 mod examine;
+mod handshake;
 mod init;
 mod memory;
+mod outputs;
+mod pod;
 mod processes;
 mod proxy;
+mod receive;
+mod sidecar;
 mod sys;
+mod tunnel;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -17,6 +23,8 @@ fn main() -> ExitCode {
     let code = match args::parse(std::env::args_os().skip(1)) {
         Ok(args::Request::Init(options)) => init::run(&options),
         Ok(args::Request::Examine { control }) => examine::run(control.as_deref()),
+        Ok(args::Request::Receive(options)) => receive::run(*options),
+        Ok(args::Request::Sidecar(options)) => sidecar::run(*options),
         Ok(args::Request::Help) => print(args::HELP),
         Ok(args::Request::Version) => print(concat!("v6-helper ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {

@@ -131,6 +131,7 @@ impl MemoryEngine {
             floor: Floor {
                 read_only_root: true,
                 no_network: true,
+                only_loopback: true,
                 private: true,
                 ..Floor::default()
             },

@@ -51,6 +51,11 @@ pub(crate) struct EngineOptions {
 }
 
 impl EngineOptions {
+    /// What ends and starts the engine.
+    pub(crate) fn restart(&self) -> Option<&str> {
+        self.restart.as_deref()
+    }
+
     /// Where the engine is: as the options say, or else this variable or this default.
     pub(crate) fn host(&self, variable: &str, default: &str) -> String {
         let set = || std::env::var(variable).ok().filter(|host| !host.is_empty());

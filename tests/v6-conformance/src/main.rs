@@ -6,6 +6,7 @@
 //! v6-conformance matrix docs/conformance
 //! ```
 
+mod cluster;
 mod engine;
 mod images;
 mod matrix;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use v6_runtime_conformance::{Harness, MemoryHarness, Options};
 
+use crate::cluster::{ClusterHarness, ClusterOptions};
 use crate::engine::{EngineHarness, EngineOptions};
 
 /// Checks a container runtime against its contract.
@@ -41,6 +43,8 @@ struct Arguments {
     runtime: Option<Kind>,
     #[command(flatten)]
     engine: EngineOptions,
+    #[command(flatten)]
+    cluster: ClusterOptions,
     #[command(flatten)]
     suite: Options,
 }
@@ -80,6 +84,8 @@ enum Kind {
     Docker,
     /// Podman's service at --host
     Podman,
+    /// The cluster at --api
+    Kubernetes,
 }
 
 impl Kind {
@@ -88,13 +94,14 @@ impl Kind {
             Self::Memory => "memory",
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Kubernetes => "kubernetes",
         }
     }
 
     /// Where the engine usually is: the variable that says it, and the place without one.
     fn engine(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Memory => None,
+            Self::Memory | Self::Kubernetes => None,
             Self::Docker => Some(("DOCKER_HOST", "unix:///var/run/docker.sock")),
             Self::Podman => Some(("CONTAINER_HOST", "unix:///run/podman/podman.sock")),
         }
@@ -117,13 +124,13 @@ fn main() -> ExitCode {
             |seed| {
                 let made = engine(prove.runtime, prove.engine.clone())?;
                 let made =
-                    made.ok_or("the in-memory runtime's faults are tried by its own tests")?;
+                    made.ok_or("such faults are made at an engine with Docker's API only")?;
                 Ok(Arc::new(made.with_seed(seed)))
             },
             &prove.faults,
             prove.whole,
         ),
-        (None, Some(runtime)) => harness(runtime, arguments.engine)
+        (None, Some(runtime)) => harness(runtime, arguments.engine, arguments.cluster)
             .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
         (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
     };
@@ -152,7 +159,15 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     }
 }
 
-fn harness(kind: Kind, options: EngineOptions) -> Result<Arc<dyn Harness>, String> {
+fn harness(
+    kind: Kind,
+    options: EngineOptions,
+    cluster: ClusterOptions,
+) -> Result<Arc<dyn Harness>, String> {
+    if kind == Kind::Kubernetes {
+        let restart = options.restart().map(str::to_owned);
+        return Ok(Arc::new(ClusterHarness::new(cluster, restart)?));
+    }
     Ok(match engine(kind, options)? {
         Some(engine) => Arc::new(engine),
         None => Arc::new(MemoryHarness::new().map_err(|error| error.to_string())?),
