@@ -13,33 +13,60 @@ use crate::config::{Config, RuntimeKind};
 pub async fn connect(config: &Config) -> Result<Arc<dyn Runtime>> {
     match config.runtime.kind {
         #[cfg(feature = "docker")]
-        RuntimeKind::Docker => docker(config).await,
-        #[cfg(not(feature = "docker"))]
-        RuntimeKind::Docker => Err(v6_runtime::Error::unsupported(
+        RuntimeKind::Docker => {
+            use v6_runtime_docker::DockerConfig;
+            let settings = &config.runtime;
+            let docker = DockerConfig::new(settings.owner.clone());
+            docker_api(config, docker, settings.docker_host.as_ref()).await
+        }
+        #[cfg(feature = "podman")]
+        RuntimeKind::Podman => {
+            use v6_runtime_docker::DockerConfig;
+            let settings = &config.runtime;
+            let podman = DockerConfig::for_podman(settings.owner.clone());
+            docker_api(config, podman, settings.podman_host.as_ref()).await
+        }
+        #[cfg(not(all(feature = "docker", feature = "podman")))]
+        kind => Err(v6_runtime::Error::unsupported(
             "runtime.kind",
-            "this v6-node was built without the feature \"docker\"",
+            format!(
+                "this v6-node was built without the feature \"{}\"",
+                kind.name()
+            ),
         )),
     }
 }
 
-#[cfg(feature = "docker")]
-async fn docker(config: &Config) -> Result<Arc<dyn Runtime>> {
-    use v6_runtime::RegistryCredentials;
-    use v6_runtime_docker::{DockerConfig, DockerRuntime};
+/// An engine that speaks Docker's API, and is the one that was named.
+#[cfg(any(feature = "docker", feature = "podman"))]
+async fn docker_api(
+    config: &Config,
+    engine: v6_runtime_docker::DockerConfig,
+    host: Option<&String>,
+) -> Result<Arc<dyn Runtime>> {
+    use v6_runtime::{Error, ErrorKind, RegistryCredentials};
+    use v6_runtime_docker::DockerRuntime;
 
     let settings = &config.runtime;
-    let mut docker = DockerConfig::new(settings.owner.clone())
-        .with_runtime_dir(settings.runtime_dir.clone())
-        .with_log_bytes(settings.run.log_bytes);
-    if let Some(host) = &settings.docker_host {
-        docker = docker.with_host(host.clone());
-    }
     let logins = config.registries.iter().map(|login| {
         let (registry, username) = (login.registry.clone(), login.username.clone());
         RegistryCredentials::new(registry, username, login.password.clone())
     });
-    docker = docker.with_credentials(logins.collect());
-    let runtime = DockerRuntime::connect(docker).await?;
+    let mut engine = engine
+        .with_runtime_dir(settings.runtime_dir.clone())
+        .with_log_bytes(settings.run.log_bytes)
+        .with_credentials(logins.collect());
+    if let Some(host) = host {
+        engine = engine.with_host(host.clone());
+    }
+    let runtime = DockerRuntime::connect(engine).await?;
+    let (wanted, found) = (settings.kind.name(), runtime.kind());
+    if wanted != found {
+        // Its settings would be those of another engine.
+        let message =
+            format!("runtime.kind is {wanted}, and what answers is {runtime}: write {found}");
+        return Err(Error::new(ErrorKind::InvalidSpec, message));
+    }
     for notice in runtime.notices() {
         tracing::warn!("{notice}");
     }

@@ -50,6 +50,9 @@ pub struct DockerConfig {
     pub start_timeout: Duration,
     /// How many containers are made and started at once; 8. Pulls do not count.
     pub concurrent_starts: NonZeroU32,
+    /// Whether a file that a run has written is read from the engine's own disk where this process
+    /// can; true. Otherwise always through the engine's API, as from an engine on another machine.
+    pub local_files: bool,
 }
 
 impl DockerConfig {
@@ -81,7 +84,17 @@ impl DockerConfig {
             call_timeout: Duration::from_secs(60),
             start_timeout: Duration::from_secs(300),
             concurrent_starts: count(8),
+            local_files: true,
         }
+    }
+
+    /// The defaults for this owner, at Podman's service: where `CONTAINER_HOST` says, or else root's
+    /// or this user's.
+    #[must_use]
+    pub fn for_podman(owner: Owner) -> Self {
+        let get = |name: &str| std::env::var(name).ok();
+        let is_root = rustix::process::geteuid().is_root();
+        Self::new(owner).with_host(podman_host(get, is_root))
     }
 
     /// Whether this can be used at all.
@@ -118,6 +131,17 @@ impl DockerConfig {
             Err(Error::Config("runtime_dir is not an absolute path".into()))
         }
     }
+}
+
+/// Where Podman's service listens, by the variables and the user of a process.
+fn podman_host(get: impl Fn(&str) -> Option<String>, is_root: bool) -> String {
+    let get = |name| get(name).filter(|value: &String| !value.is_empty());
+    let user = || {
+        let folder = get("XDG_RUNTIME_DIR").filter(|_| !is_root);
+        folder.map(|folder| format!("unix://{folder}/podman/podman.sock"))
+    };
+    let found = get("CONTAINER_HOST").or_else(user);
+    found.unwrap_or_else(|| "unix:///run/podman/podman.sock".into())
 }
 
 fn is_loopback(address: &str) -> bool {
@@ -167,6 +191,7 @@ setters! {
     with_call_timeout call_timeout: Duration,
     with_start_timeout start_timeout: Duration,
     with_concurrent_starts concurrent_starts: NonZeroU32,
+    with_local_files local_files: bool,
 }
 
 impl DockerConfig {
@@ -214,6 +239,28 @@ mod tests {
         ] {
             assert!(config(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn podman_is_root_s_or_the_user_s() {
+        let at = |set: &[(&str, &str)], is_root| {
+            let get = |name: &str| {
+                let found = set.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            podman_host(get, is_root)
+        };
+        let root = "unix:///run/podman/podman.sock";
+        let folder = ("XDG_RUNTIME_DIR", "/run/user/1000");
+        assert_eq!(at(&[], true), root);
+        assert_eq!(at(&[folder], true), root);
+        let user = "unix:///run/user/1000/podman/podman.sock";
+        assert_eq!(at(&[folder], false), user);
+        // Connecting will say that it is refused.
+        assert_eq!(at(&[("XDG_RUNTIME_DIR", "")], false), root);
+        let set = ("CONTAINER_HOST", "unix:///a");
+        assert_eq!(at(&[folder, set], false), "unix:///a");
+        assert_eq!(at(&[folder, ("CONTAINER_HOST", "")], false), user);
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::{host, lease};
 /// Connects and settles what this runtime can do.
 pub(crate) async fn connect(mut config: DockerConfig) -> Result<Arc<Shared>> {
     config.validate()?;
-    let mut engine = Engine::connect(&config.host, config.call_timeout).await?;
-    let (info, version) = tokio::try_join!(engine.info(), engine.version())?;
+    let (mut engine, version) = Engine::connect(&config.host, config.call_timeout).await?;
+    let info = engine.info().await?;
     let kind = Kind::of(&version);
     let podman = match kind {
         Kind::Docker => None,

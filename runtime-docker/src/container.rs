@@ -18,15 +18,17 @@ use v6_runtime::{
 
 use crate::archive::{Content, Entry};
 use crate::config::DockerConfig;
+use crate::disk;
 use crate::image::LocalImage;
-use crate::quirks::Quirks;
+use crate::quirks::{Quirks, as_words};
 use crate::record::{Part, Record, name};
 
 /// Where our own things are inside a container.
 pub(crate) const HELPER: &str = "/.v6/helper";
+const HOSTS: &str = "/etc/hosts";
 const CLAIM: &str = "/.v6/claim";
-/// The same file, where it is collected.
-pub(crate) const CLAIM_COLLECTED: &str = "/.v6/out/claim";
+/// Its name among what is collected.
+pub(crate) const CLAIM_COLLECTED: &str = "claim";
 /// What is collected, read-only: the folder, since Podman cannot copy a file that is a mount.
 const COLLECTED: &str = "/.v6/out";
 const ENV: &str = "/.v6/env";
@@ -50,13 +52,18 @@ pub(crate) struct Traits {
     pub(crate) quirks: Quirks,
 }
 
-/// The path inside the container at which an output is collected.
-pub(crate) fn collected_at(index: usize) -> String {
-    format!("{COLLECTED}/{index}")
+/// The path inside the container at which something is collected: an output's number, or the claim.
+pub(crate) fn collected_at(name: &str) -> String {
+    format!("{COLLECTED}/{name}")
 }
 
-/// The files of a run's volume.
-pub(crate) fn files(spec: &RunSpec, config: &DockerConfig) -> Vec<Entry> {
+/// The files of the volume of this attempt at a run.
+pub(crate) fn files(
+    attempt: &str,
+    spec: &RunSpec,
+    config: &DockerConfig,
+    quirks: &Quirks,
+) -> Vec<Entry> {
     let owned = |mode: u32| {
         if spec.trust.image_user {
             // Who the image's user is, is known only once it is there. Nobody else sees the volume.
@@ -67,10 +74,22 @@ pub(crate) fn files(spec: &RunSpec, config: &DockerConfig) -> Vec<Entry> {
     };
     let mut entries = vec![
         entry("helper", (0o555, 0, 0), bytes_of(v6_helper::PROGRAM)),
+        entry(
+            disk::ATTEMPT,
+            (0o444, 0, 0),
+            Content::Bytes(Bytes::copy_from_slice(attempt.as_bytes())),
+        ),
         entry("in", (0o755, 0, 0), Content::Folder),
         entry("out", (0o755, 0, 0), Content::Folder),
         entry("out/claim", owned(0o600), bytes_of(&[])),
     ];
+    if gives_hosts(spec, quirks) {
+        let mut hosts = "127.0.0.1\tlocalhost\n".to_owned();
+        for (host, address) in addresses(spec) {
+            hosts.push_str(&format!("{address}\t{host}\n"));
+        }
+        entries.push(entry("hosts", (0o444, 0, 0), Content::Bytes(hosts.into())));
+    }
     if let Some(environment) = secret_environment(spec) {
         entries.push(entry("env", owned(0o400), Content::Bytes(environment)));
     }
@@ -290,6 +309,12 @@ fn has_secret_environment(spec: &RunSpec) -> bool {
     spec.env.values().any(secret)
 }
 
+/// Whether the names of hosts come from a file of ours, and not from the engine.
+fn gives_hosts(spec: &RunSpec, quirks: &Quirks) -> bool {
+    let theirs = spec.mounts.iter().any(|it| it.target.as_str() == HOSTS);
+    quirks.hosts_has_more && !theirs
+}
+
 /// One loopback address for each host, so that two hosts may have one port.
 fn addresses(spec: &RunSpec) -> BTreeMap<&str, Ipv4Addr> {
     let mut addresses = BTreeMap::new();
@@ -344,7 +369,7 @@ fn host_config(parts: &Parts<'_>) -> HostConfig {
     let per_file = (config.log_bytes.get() / 2).max(4096);
     HostConfig {
         network_mode: Some("none".to_owned()),
-        extra_hosts: Some(hosts.collect()),
+        extra_hosts: Some(hosts.collect()).filter(|_| !gives_hosts(spec, &traits.quirks)),
         sysctls: Some(HashMap::from([(port_start.to_owned(), "0".to_owned())])),
         mounts: Some(mounts(parts)),
         tmpfs: Some(tmpfs(parts)),
@@ -483,6 +508,9 @@ fn mounts(parts: &Parts<'_>) -> Vec<Mount> {
         bind(&format!("{volume}/out/claim"), CLAIM, false),
         bind(&format!("{volume}/out"), COLLECTED, true),
     ];
+    if gives_hosts(spec, &parts.traits.quirks) {
+        mounts.push(bind(&format!("{volume}/hosts"), HOSTS, true));
+    }
     if has_secret_environment(spec) {
         mounts.push(bind(&format!("{volume}/env"), ENV, true));
     }
@@ -525,6 +553,9 @@ fn mounts(parts: &Parts<'_>) -> Vec<Mount> {
             _ if mount.access == Access::ReadWrite => {}
             _ => mounts.push(bind(&format!("{volume}/in/{index}"), target, true)),
         }
+    }
+    if parts.traits.quirks.mounts_are_words {
+        mounts = mounts.into_iter().map(as_words).collect();
     }
     mounts
 }

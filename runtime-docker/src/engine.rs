@@ -4,20 +4,32 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
+use bollard::auth::DockerCredentials;
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerSummary, SystemInfo, SystemVersion,
     Volume, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
-    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptions, StartContainerOptions,
+    CreateContainerOptionsBuilder, CreateImageOptions, InspectContainerOptions,
+    KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
 };
-use bollard::{API_DEFAULT_VERSION, Docker};
+use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
 use futures_util::TryStreamExt;
+use serde::Deserialize;
 
 use crate::error::{Error, Result, found};
 use crate::quirks::{self, PodmanInfo};
+
+/// An image as Podman lists it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ListedImage {
+    /// In seconds since 1970.
+    pub(crate) created: u64,
+    #[serde(default)]
+    pub(crate) names: Vec<String>,
+}
 
 /// One engine's API.
 #[derive(Debug, Clone)]
@@ -29,22 +41,31 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Connects, and agrees on an API version.
-    pub(crate) async fn connect(host: &str, limit: Duration) -> Result<Self> {
+    /// Connects, and agrees on an API version with the engine, which says what it is. Asked once:
+    /// Podman looks for the packages of its parts each time, which takes a second.
+    pub(crate) async fn connect(host: &str, limit: Duration) -> Result<(Self, SystemVersion)> {
         let seconds = limit.as_secs().max(1);
         let step = "connecting to the engine";
-        let docker = if host.starts_with("unix://") {
-            Docker::connect_with_unix(host, seconds, API_DEFAULT_VERSION)
-        } else {
-            Docker::connect_with_http(host, seconds, API_DEFAULT_VERSION)
+        let connect = |version| {
+            let docker = if host.starts_with("unix://") {
+                Docker::connect_with_unix(host, seconds, version)
+            } else {
+                Docker::connect_with_http(host, seconds, version)
+            };
+            docker.map_err(|source| Error::Engine { step, source })
         };
-        let docker = docker.map_err(|source| Error::Engine { step, source })?;
-        let docker = bounded(step, limit, docker.negotiate_version()).await?;
-        Ok(Self {
+        let newest = connect(API_DEFAULT_VERSION)?;
+        let version = bounded(step, limit, newest.version()).await?;
+        let docker = match spoken(&version) {
+            Some(api) if api < *API_DEFAULT_VERSION => connect(&api)?,
+            _ => newest,
+        };
+        let engine = Self {
             docker,
             limit,
             other_states: false,
-        })
+        };
+        Ok((engine, version))
     }
 
     #[cfg(test)]
@@ -78,25 +99,20 @@ impl Engine {
     /// What Podman says of itself beyond Docker's API.
     pub(crate) async fn podman_info(&self) -> Result<PodmanInfo> {
         let step = "asking Podman about itself";
-        let answer = self.raw(step, "/v4.0.0/libpod/info".to_owned()).await?;
+        let path = "/v4.0.0/libpod/info".to_owned();
+        let answer = self.raw(step, "GET", path).await?;
         serde_json::from_slice(&answer).map_err(|error| not_understood(step, &error))
     }
 
-    /// The answer to a GET as it is, where the client has no call for it or does not understand
-    /// the answer: a call whose answer it passes on is sent to another path.
-    async fn raw(&self, step: &'static str, path: String) -> Result<Vec<u8>> {
-        let docker = self
-            .docker
-            .clone()
-            .with_request_modifier(move |mut request| {
-                let uri = request.uri();
-                let host = uri.authority().map_or("", |host| host.as_str());
-                let uri = format!("{}://{host}{path}", uri.scheme_str().unwrap_or("http"));
-                if let Ok(uri) = uri.parse() {
-                    *request.uri_mut() = uri;
-                }
-                request
-            });
+    /// The answer to a call as it is, where the client has none like it or does not understand the
+    /// answer: one whose answer it passes on is sent as another.
+    pub(crate) async fn raw(
+        &self,
+        step: &'static str,
+        method: &'static str,
+        path: String,
+    ) -> Result<Vec<u8>> {
+        let docker = self.instead(method, path);
         let whole =
             docker
                 .export_image("v6-runtime")
@@ -105,6 +121,46 @@ impl Engine {
                     Ok(all)
                 });
         self.call(step, whole).await
+    }
+
+    /// Sends JSON and a login, where the client has no call like it: one that takes both is sent as
+    /// another. It has no limit of its own but the client's.
+    pub(crate) async fn put_with_login(
+        &self,
+        path: String,
+        body: String,
+        login: Option<DockerCredentials>,
+    ) -> Result<(), bollard::errors::Error> {
+        let docker = self.instead("PUT", path);
+        let body = bollard::body_full(body.into());
+        let lines = docker.create_image(None::<CreateImageOptions>, Some(body), login);
+        lines.try_for_each(|_| async { Ok(()) }).await
+    }
+
+    /// A client that sends each of its calls as this one.
+    fn instead(&self, method: &'static str, path: String) -> Docker {
+        let docker = self.docker.clone();
+        docker.with_request_modifier(move |mut request| {
+            let uri = request.uri();
+            let host = uri.authority().map_or("", |host| host.as_str());
+            let uri = format!("{}://{host}{path}", uri.scheme_str().unwrap_or("http"));
+            if let (Ok(uri), Ok(method)) = (uri.parse(), method.parse()) {
+                *request.uri_mut() = uri;
+                *request.method_mut() = method;
+            }
+            request
+        })
+    }
+
+    /// The images of a repository, as Podman lists them.
+    pub(crate) async fn images(&self, repository: &str) -> Result<Vec<ListedImage>> {
+        let step = "listing images";
+        let filters = HashMap::from([("reference", [repository])]);
+        let filters = serde_json::to_string(&filters);
+        let filters = filters.map_err(|error| not_understood(step, &error))?;
+        let path = format!("/v4.0.0/libpod/images/json?filters={}", encoded(&filters));
+        let answer = self.raw(step, "GET", path).await?;
+        serde_json::from_slice(&answer).map_err(|error| not_understood(step, &error))
     }
 
     /// All volumes with these labels.
@@ -132,8 +188,14 @@ impl Engine {
             labels: Some(labels),
             ..Default::default()
         };
-        self.call("making a volume", self.docker.create_volume(request))
-            .await
+        let call = self.docker.create_volume(request);
+        match self.call("making a volume", call).await {
+            Err(error) if quirks::is_made_already(&error) => {
+                // Or it has gone again meanwhile.
+                self.volume(name).await?.ok_or(error)
+            }
+            made => made,
+        }
     }
 
     /// Removes a volume; whether there was one.
@@ -150,7 +212,7 @@ impl Engine {
             let filters = serde_json::to_string(&filters);
             let filters = filters.map_err(|error| not_understood(step, &error))?;
             let path = format!("/containers/json?all=true&filters={}", encoded(&filters));
-            let answer = self.raw(step, path).await?;
+            let answer = self.raw(step, "GET", path).await?;
             return quirks::containers(&answer).map_err(|error| not_understood(step, &error));
         }
         let options = ListContainersOptionsBuilder::new()
@@ -164,7 +226,8 @@ impl Engine {
     pub(crate) async fn container(&self, name: &str) -> Result<Option<ContainerInspectResponse>> {
         let step = "looking at a container";
         if self.other_states {
-            let answer = self.raw(step, format!("/containers/{name}/json")).await;
+            let path = format!("/containers/{name}/json");
+            let answer = self.raw(step, "GET", path).await;
             let seen = found(answer)?.map(|answer| quirks::container(&answer));
             return seen
                 .transpose()
@@ -203,11 +266,8 @@ impl Engine {
         let call = self.docker.kill_container(name, Some(options));
         match self.call("stopping a container", call).await {
             Ok(()) => Ok(true),
-            // 409: it does not run. Docker before 20 said so with 500.
-            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
-            Err(error)
-                if error.status() == Some(500) && error.to_string().contains("is not running") =>
-            {
+            Err(error) if error.status() == Some(404) => Ok(false),
+            Err(error) if quirks::is_just_gone(&error) || quirks::is_not_running(&error) => {
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -258,4 +318,13 @@ async fn bounded<T>(
         }
         Ok(Err(source)) => Err(Error::Engine { step, source }),
     }
+}
+
+/// The newest version of the API that an engine speaks.
+fn spoken(version: &SystemVersion) -> Option<ClientVersion> {
+    let (major, minor) = version.api_version.as_deref()?.split_once('.')?;
+    Some(ClientVersion {
+        major_version: major.parse().ok()?,
+        minor_version: minor.parse().ok()?,
+    })
 }

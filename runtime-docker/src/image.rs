@@ -14,14 +14,13 @@ use v6_runtime::{
     ResolvedImage, Result, StartFailure, StartFailureCause,
 };
 
+use crate::ask::{self, ASK_LIMIT, join};
 use crate::error::{Error as Step, words};
-use crate::quirks::cannot_ask_registry;
 use crate::registry_words::{Trouble, trouble};
+use crate::state::Shared;
 
 /// A pull that shows no progress for so long is given up.
 const PULL_STALLED: Duration = Duration::from_secs(300);
-/// The registry is asked for a digest no longer than this.
-const ASK_LIMIT: Duration = Duration::from_secs(60);
 /// How often a pull's progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -69,11 +68,11 @@ fn status(error: &Engine) -> Option<u16> {
 
 /// Settles what a name stands for, without fetching the image.
 pub(crate) async fn resolve(
-    docker: &Docker,
-    logins: &[RegistryCredentials],
+    shared: &Shared,
     image: &ImageRef,
     policy: PullPolicy,
 ) -> Result<ResolvedImage> {
+    let docker = &shared.engine.docker;
     // A digest says all there is to say, wherever the image is.
     if let Some(digest) = image.digest() {
         let identity = ImageIdentity::Manifest(digest.clone());
@@ -91,71 +90,22 @@ pub(crate) async fn resolve(
             ErrorKind::NotFound,
             format!("the engine has no image {image}"),
         )),
-        (None, _) => ask(docker, logins, image).await,
-    }
-}
-
-/// Asks the registry, through the engine, what a tag stands for now.
-async fn ask(
-    docker: &Docker,
-    logins: &[RegistryCredentials],
-    image: &ImageRef,
-) -> Result<ResolvedImage> {
-    let credentials = credentials(logins, image);
-    let name = image.to_string();
-    let asking = docker.inspect_registry_image(&name, credentials);
-    let answer = match timeout(ASK_LIMIT, asking).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(source)) if cannot_ask_registry(status(&source), &words(&source)) => {
-            return fetch_and_look(docker, logins, image).await;
-        }
-        Ok(Err(source)) => return Err(refused(image, source)),
-        Err(_) => {
-            let message = format!(
-                "the registry of {image} did not answer in {} s",
-                ASK_LIMIT.as_secs()
-            );
-            return Err(Error::new(ErrorKind::Timeout, message));
-        }
-    };
-    let digest = answer.descriptor.digest.unwrap_or_default();
-    let digest = Digest::new(digest).map_err(|error| {
-        Error::new(
-            ErrorKind::Protocol,
-            format!("the registry gave no digest for {image}"),
-        )
-        .with_source(error)
-    })?;
-    let offered = answer.platforms.iter();
-    let offered = offered.map(|p| join(p.os.as_deref(), p.architecture.as_deref()));
-    let platform = fitting(docker, image, offered).await?;
-    let identity = ImageIdentity::Manifest(digest);
-    Ok(ResolvedImage::new(image.clone(), identity, platform))
-}
-
-/// What is left where the registry cannot be asked: to fetch the image.
-async fn fetch_and_look(
-    docker: &Docker,
-    logins: &[RegistryCredentials],
-    image: &ImageRef,
-) -> Result<ResolvedImage> {
-    let name = image.to_string();
-    match pull(docker, logins, image, &name, &mut |_| {}).await {
-        Ok(()) => {}
-        Err(Pull::Refused(source)) => return Err(refused(image, source)),
-        Err(Pull::Stalled(message)) => return Err(Error::new(ErrorKind::Timeout, message)),
-    }
-    match local(docker, &name).await? {
-        Some(found) => identify(docker, image, &found).await,
-        None => {
-            let message = format!("{name} was pulled, and the engine does not have it");
-            Err(Error::new(ErrorKind::Protocol, message))
+        (None, _) => {
+            let login = credentials(&shared.config.credentials, image);
+            let offer = if shared.quirks().asks_by_list {
+                ask::by_list(&shared.engine, shared.owner(), login, image).await?
+            } else {
+                ask::by_inspection(&shared.engine, login, image).await?
+            };
+            let platform = fitting(docker, image, offer.platforms).await?;
+            let identity = ImageIdentity::Manifest(offer.digest);
+            Ok(ResolvedImage::new(image.clone(), identity, platform))
         }
     }
 }
 
 /// The contract's error for a registry's refusal.
-fn refused(image: &ImageRef, source: Engine) -> Error {
+pub(crate) fn refused(image: &ImageRef, source: Engine) -> Error {
     let kind = match meaning(&source) {
         Some(Trouble::Absent | Trouble::Unusable) => ErrorKind::NotFound,
         Some(Trouble::Denied) => ErrorKind::Denied,
@@ -418,15 +368,6 @@ fn fits(ours: &str, theirs: &str) -> bool {
 
 fn platform(found: &ImageInspect) -> String {
     join(found.os.as_deref(), found.architecture.as_deref())
-}
-
-fn join(os: Option<&str>, architecture: Option<&str>) -> String {
-    let known = |part: Option<&str>| {
-        part.filter(|part| !part.is_empty())
-            .unwrap_or("unknown")
-            .to_owned()
-    };
-    format!("{}/{}", known(os), known(architecture))
 }
 
 async fn engine_platform(docker: &Docker) -> Result<String> {

@@ -31,10 +31,12 @@
 //! labels are not an interface.
 
 mod archive;
+mod ask;
 mod cleanup;
 mod config;
 mod connect;
 mod container;
+mod disk;
 mod driver;
 mod egress;
 mod engine;
@@ -47,7 +49,11 @@ mod lease;
 mod logs;
 mod look;
 mod quirks;
+#[cfg(test)]
+mod quirks_tests;
 mod record;
+#[cfg(test)]
+mod recorded;
 mod registry_words;
 mod run;
 mod runtime;

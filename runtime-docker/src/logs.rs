@@ -21,6 +21,7 @@ use v6_runtime::{
 
 use crate::engine::Engine;
 use crate::error::Error as Step;
+use crate::quirks::Quirks;
 
 /// How long to wait before looking again at a log that ended although its container seems to run.
 const AGAIN: Duration = Duration::from_millis(25);
@@ -32,6 +33,7 @@ const TIMES: u32 = 80;
 /// A retryable error may come at any time; what was not given is after the last chunk's position.
 pub(crate) fn read(
     engine: Engine,
+    quirks: &Quirks,
     container: String,
     options: LogOptions,
 ) -> ResultStream<LogChunk> {
@@ -43,6 +45,7 @@ pub(crate) fn read(
         engine,
         container,
         follow: options.follow,
+        again_at_end: quirks.follow_loses_end,
         left: options.limit_bytes,
         given,
         entries: None,
@@ -64,6 +67,8 @@ struct Reader {
     engine: Engine,
     container: String,
     follow: bool,
+    /// After the end it is read once more without following, for what that has left out.
+    again_at_end: bool,
     /// How many bytes may still be given.
     left: Option<u64>,
     given: Cursor,
@@ -98,7 +103,12 @@ impl Reader {
                 None if !self.follow => return Ok(None),
                 None => {
                     if has_ended(&self.engine, &self.container).await? {
-                        return Ok(None);
+                        if !self.again_at_end {
+                            return Ok(None);
+                        }
+                        self.follow = false;
+                        self.entries = None;
+                        continue;
                     }
                     // The engine lets go of a log a moment before it calls its container ended, and
                     // of all logs when it stops.
@@ -351,6 +361,7 @@ mod tests {
             engine: Engine::of(docker.unwrap()),
             container: String::new(),
             follow: false,
+            again_at_end: false,
             left,
             given,
             entries: Some(Entries {

@@ -1,9 +1,12 @@
 //! Which engine answers, and where it does otherwise than Docker: each difference has a name here,
 //! with what was seen, and is nowhere else recognised.
 //!
-//! What the engines said is recorded in `tests/data/engines`. "4.3.1" is Podman of Debian 12.
+//! What the engines said is recorded in `tests/data/engines`, by `V6_RECORD=1` with `tests/engines.rs`,
+//! `tests/states.rs` and `tests/restart.rs`. "4.3.1" is Podman of Debian 12.
 
-use bollard::models::{ContainerInspectResponse, ContainerSummary, SystemInfo, SystemVersion};
+use bollard::models::{
+    ContainerInspectResponse, ContainerSummary, Mount, SystemInfo, SystemVersion,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use v6_runtime::ResourceKinds;
@@ -131,6 +134,33 @@ pub(crate) struct Quirks {
     /// `"Memory": 0`; no warning in the answer); its `cgroupControllers` in `/libpod/info` is empty.
     pub(crate) limits: Option<ResourceKinds>,
 
+    /// The log of a container that has ended, when it is followed, may end before its last lines.
+    ///
+    /// Docker gives all. Podman 4.3.1 lets go of the log as soon as it sees the end: of 1,778,864 bytes
+    /// 1,397,130, 1,521,334 and 1,625,124 came. Without following, all come.
+    pub(crate) follow_loses_end: bool,
+
+    /// The paths of a mount are words of a list with commas, and may be taken for more than they are.
+    ///
+    /// Docker takes a path for a path. Podman 4.3.1 makes `type=bind,source=…,dst=…` of a mount and
+    /// reads that as CSV: a target `/data,ro` is `/data` and an option, and one with a quotation
+    /// mark is refused.
+    pub(crate) mounts_are_words: bool,
+
+    /// `/etc/hosts` has names of the machine, unless a file of ours is mounted there.
+    ///
+    /// Docker writes loopback, what it is asked for, and the container's own address, if it has one.
+    /// Podman 4.3.1 copies the machine's own file, and adds `host.containers.internal` with an address
+    /// of the machine, also where the container has no network.
+    pub(crate) hosts_has_more: bool,
+
+    /// A registry is asked what it has by adding its image to a list of images.
+    ///
+    /// Docker has a call that asks (`/distribution/…`). Podman 4.3.1 answers it with 404; its `/libpod/manifests/…/json` of a registry's image leaves the digest out,
+    /// and takes no login. A list of its own, which it calls a manifest, takes both: for an addition
+    /// it gets the image's manifest and configuration and no layer, and it tells the digest.
+    pub(crate) asks_by_list: bool,
+
     /// The engine has another id each time that it is asked.
     ///
     /// Docker's `ID` in `/info` stays for ever. Podman 4.3.1 makes up one for each answer.
@@ -139,7 +169,8 @@ pub(crate) struct Quirks {
     /// A container may be in states that Docker does not have, and its client does not understand.
     ///
     /// Docker knows seven. Podman 4.3.1 has `stopped` between a program's end and the end of its
-    /// own tidying up, some 0.3 s later, by inspection and in listings, and `initialized`.
+    /// own tidying up, some 0.3 s later, by inspection and in listings; and `initialized`, which shows
+    /// as `created` in Docker's API.
     pub(crate) other_states: bool,
 
     /// The names by which the events are asked for that tell of a change to a run.
@@ -193,6 +224,10 @@ impl Quirks {
             writable_in_read_only_root: &["/run", "/tmp", "/var/tmp"],
             device_requests_ignored: true,
             limits,
+            follow_loses_end: true,
+            mounts_are_words: true,
+            hosts_has_more: true,
+            asks_by_list: true,
             id_changes: true,
             other_states: true,
             events: &["start", "died", "kill", "cleanup", "remove"],
@@ -205,7 +240,9 @@ impl Quirks {
     /// id inside.
     pub(crate) fn outside(&self, uid: u32, gid: u32) -> Option<(u64, u64)> {
         let map = |id: u32, ranges: &Option<Vec<IdRange>>| match ranges {
-            None => Some(u64::from(id)),
+            // Docker does not tell the ids of an ordinary user's engine: it has as many as are given
+            // by default.
+            None => (!self.rootless || id < 65_536).then(|| u64::from(id)),
             Some(ranges) => ranges.iter().find_map(|range| {
                 let offset = u64::from(id).checked_sub(range.container_id)?;
                 (offset < range.size).then(|| range.host_id.saturating_add(offset))
@@ -213,6 +250,30 @@ impl Quirks {
         };
         Some((map(uid, &self.ids.uidmap)?, map(gid, &self.ids.gidmap)?))
     }
+}
+
+/// A mount whose paths are taken as they are by an engine that makes words of them
+/// ([`Quirks::mounts_are_words`]). Of words that are repeated the last counts, and those of the target
+/// come last; the source has to be a path that is there, since a missing one is made.
+pub(crate) fn as_words(mut mount: Mount) -> Mount {
+    let is_plain = |path: &Option<String>| {
+        let text = path.as_deref().unwrap_or_default();
+        !text.contains([',', '"', '\n', '\r'])
+    };
+    if is_plain(&mount.source) && is_plain(&mount.target) {
+        return mount;
+    }
+    let word = |key: &str, value: Option<String>| {
+        let value = value.unwrap_or_default().replace('"', "\"\"");
+        format!(",\"{key}={value}\"")
+    };
+    let target = word("dst", mount.target.take());
+    let source = match is_plain(&mount.source) {
+        true => String::new(),
+        false => word("src", mount.source.replace("/".to_owned())),
+    };
+    mount.target = Some(format!("/v6{source}{target}"));
+    mount
 }
 
 /// A container as it was inspected, with a state that Docker has.
@@ -252,8 +313,49 @@ pub(crate) fn is_just_gone(error: &Error) -> bool {
     error.status() == Some(500) && words.iter().any(|words| error.to_string().ends_with(words))
 }
 
-/// Whether an engine answered that it has no way to ask a registry: Podman 4.3.1 says so with 404
-/// and `Path … is not supported`; Docker has one.
-pub(crate) fn cannot_ask_registry(status: Option<u16>, words: &str) -> bool {
-    status == Some(404) && words.contains("/distribution/") && words.contains("not supported")
+/// Whether an engine says that a volume was made by somebody else during the call: Podman 4.3.1 answers
+/// 500 with `… name … is in use: volume already exists`; Docker returns the other's.
+pub(crate) fn is_made_already(error: &Error) -> bool {
+    error.status() == Some(500) && error.to_string().ends_with("volume already exists")
+}
+
+/// Whether an engine says that a container does not run, so that no signal can be sent to it: Podman
+/// 4.3.1 answers 500 with `can only kill running containers. … is in state stopped: container state
+/// improper` or `container state improper: stopped`, old Docker 500 with `… is not running`; Docker answers 409.
+pub(crate) fn is_not_running(error: &Error) -> bool {
+    let words = ["is not running", "container state improper"];
+    let said = error.to_string();
+    match error.status() {
+        Some(409) => true,
+        Some(500) => words.iter().any(|words| said.contains(words)),
+        _ => false,
+    }
+}
+
+/// What an engine says against an image that was to be added to a list, in the words of the registry
+/// alone: Podman 4.3.1 answers 400 with `{"Id":"","errors":["…"]}`, where all other refusals are a
+/// `message`.
+pub(crate) fn list_refusal(error: bollard::errors::Error) -> bollard::errors::Error {
+    use bollard::errors::Error::DockerResponseServerError;
+
+    #[derive(Deserialize)]
+    struct Refusal {
+        errors: Vec<String>,
+    }
+
+    let DockerResponseServerError {
+        status_code,
+        message,
+    } = error
+    else {
+        return error;
+    };
+    let message = match serde_json::from_str::<Refusal>(&message) {
+        Ok(refusal) => refusal.errors.join("; "),
+        Err(_) => message,
+    };
+    DockerResponseServerError {
+        status_code,
+        message,
+    }
 }

@@ -99,12 +99,18 @@ mod tests {
 
     /// What Docker 20.10 said with Debian's docker-registry 2.8 behind it; only the name server's
     /// address was changed.
-    const RECORDED: &str = include_str!("../tests/data/registry-answers.json");
+    const DOCKER: &str = include_str!("../tests/data/registry-answers.json");
+    /// What Podman 4.3.1 said with the same behind it, asked by a list and when it pulled.
+    const PODMAN: &str = include_str!("../tests/data/registry-answers-podman.json");
 
     #[test]
     fn recorded_answers_are_understood() {
-        let answers: Vec<Answer> = serde_json::from_str(RECORDED).expect("the recording is JSON");
-        assert!(answers.len() >= 9);
+        let mut answers = Vec::new();
+        for recorded in [DOCKER, PODMAN] {
+            let more: Vec<Answer> = serde_json::from_str(recorded).expect("the recording is JSON");
+            assert!(more.len() >= 9);
+            answers.extend(more);
+        }
         for Answer {
             case,
             status,

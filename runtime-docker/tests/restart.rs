@@ -148,13 +148,11 @@ async fn outcome_after(verb: &str, options: &'static [&'static str]) -> Option<O
 
     assert_eq!(runtime.run(&run, &spec).await.unwrap(), Accepted::Adopted);
     let status = runtime.wait(&run).await.unwrap();
-    if std::env::var_os("V6_RECORD").is_some() {
-        let named = match options {
-            [] => format!("daemon-{verb}"),
-            _ => format!("daemon-{verb}-live-restore"),
-        };
-        common::record(&bench, &run, &named).await;
-    }
+    let named = match options {
+        [] => format!("daemon-{verb}"),
+        _ => format!("daemon-{verb}-live-restore"),
+    };
+    common::record(&bench, &run, &named).await;
     let later = id("later");
     let short = shell(&runtime, "exit 6").await;
     assert_eq!(

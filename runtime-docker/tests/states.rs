@@ -1,6 +1,6 @@
 //! The states of a container that the translation knows, each brought about on a real engine.
 //!
-//! `V6_RECORD=1` writes what the engine says to `tests/data/states`, for the unit tests.
+//! `V6_RECORD=1` writes what the engine says to `tests/data/engines`, for the unit tests.
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod common;
@@ -13,12 +13,6 @@ use v6_runtime::{
     Mount, MountSource, Outcome, Resources, RunPhase, RunSpec, Runtime, RuntimeExt,
     StartFailureCause,
 };
-
-async fn keep(bench: &Bench, name: &str) {
-    if std::env::var_os("V6_RECORD").is_some() {
-        record(bench, &id(name), name).await;
-    }
-}
 
 #[tokio::test]
 async fn every_end_is_recognized() {
@@ -74,10 +68,15 @@ async fn every_end_is_recognized() {
             failed(o, StartFailureCause::MountUnusable)
         }),
     ];
-    for (name, spec, _) in &cases {
+    // What an engine does not limit it does not end.
+    let limited = docker.capabilities().resources.memory;
+    let cases = cases
+        .iter()
+        .filter(|(name, ..)| limited || *name != "out-of-memory");
+    for (name, spec, _) in cases.clone() {
         docker.run(&id(name), spec).await.unwrap();
     }
-    for (name, _, right) in &cases {
+    for (name, _, right) in cases {
         let status = docker.wait(&id(name)).await.unwrap();
         let outcome = status.outcome().unwrap();
         assert!(right(outcome), "{name}: {outcome:?}");
@@ -85,7 +84,7 @@ async fn every_end_is_recognized() {
         let fresh = bench.connect().await.status(&id(name)).await.unwrap();
         assert_eq!(fresh.phase, status.phase, "{name}");
         if *name != "mount-absent" {
-            keep(&bench, name).await;
+            record(&bench, &id(name), name).await;
         }
     }
     bench.finish(&docker).await;
@@ -121,7 +120,7 @@ async fn what_others_do_to_a_container() {
     }
     let status = docker.status(&id("running")).await.unwrap();
     assert_eq!(status.phase, RunPhase::Running);
-    keep(&bench, "running").await;
+    record(&bench, &id("running"), "running").await;
     for (name, signal) in [
         ("killed-outside", "SIGKILL"),
         ("stopped-outside", "SIGTERM"),
@@ -139,7 +138,7 @@ async fn what_others_do_to_a_container() {
             matches!(outcome, Outcome::Evicted(_)),
             "{name}: {outcome:?}"
         );
-        keep(&bench, name).await;
+        record(&bench, &id(name), name).await;
     }
     let force = RemoveContainerOptionsBuilder::new().force(true).build();
     let container = bench.name(&id("removed-outside"));

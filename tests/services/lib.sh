@@ -177,6 +177,27 @@ remove_tree() {
 	rm -rf --one-file-system "$1" || die "cannot remove $1"
 }
 
+# --- An ordinary user ------------------------------------------------------------
+# Who runs an engine without any right: V6_TEST_USER if we are root, or else we ourselves.
+: "${V6_TEST_USER:=v6-node-tests}"
+[ "$(id -u)" = 0 ] || V6_TEST_USER=$(id -un)
+
+# Somebody without rights who may have user ids of his own in containers.
+need_user() {
+	local from
+	if [ "$(id -u)" = 0 ] && ! id "$V6_TEST_USER" >/dev/null 2>&1; then
+		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$V6_TEST_USER" ||
+			die "cannot make the user $V6_TEST_USER"
+		say "made the user $V6_TEST_USER, who is kept"
+	fi
+	if grep -q "^$V6_TEST_USER:" /etc/subuid && grep -q "^$V6_TEST_USER:" /etc/subgid; then return 0; fi
+	[ "$(id -u)" = 0 ] || die "the user $V6_TEST_USER has no subordinate ids in /etc/subuid and /etc/subgid, and only root can give him some"
+	# Behind all that are given away already.
+	from=$(cat /etc/subuid /etc/subgid 2>/dev/null | awk -F: '$2 + $3 > top {top = $2 + $3} END {printf "%d", (top > 1000000 ? top : 1000000)}')
+	usermod --add-subuids "$from-$((from + 65535))" --add-subgids "$from-$((from + 65535))" "$V6_TEST_USER" ||
+		die "cannot give subordinate ids to $V6_TEST_USER"
+}
+
 # --- The Docker engine ----------------------------------------------------------
 # A request to the engine's API: engine METHOD PATH [CURL-OPTION...]
 engine() {

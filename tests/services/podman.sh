@@ -4,11 +4,13 @@
 #   eval "$(podman.sh up WORKDIR)"   sets V6_PODMAN_HOST and V6_PODMAN_ROOTLESS_HOST, and
 #                                    V6_PODMAN_USER, who is the second one's user
 #   podman.sh stop WORKDIR           ends both services and their containers; keeps data
-#   podman.sh crash WORKDIR          kills both services at once; `up` starts them again
+#   podman.sh crash WORKDIR [root|user]   kills both services at once, or one; `up` starts
+#                                    them again
 #   podman.sh down WORKDIR           ends them and removes all that they left
 #
 # Both are beside any other engine: with images, containers, settings and locks of their
-# own below WORKDIR, without a network. Podman has no daemon: containers go on when a
+# own below WORKDIR, without a network. Registries that registry.sh has started for the
+# same WORKDIR may be used without TLS. Podman has no daemon: containers go on when a
 # service is killed. Called by an ordinary user, there is only his own service; called by
 # root, the user is V6_TEST_USER (default v6-node-tests), made if he is missing and then
 # kept, as Debian's packages are.
@@ -18,30 +20,10 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 names() {
 	dir=$work/podman
-	: "${V6_TEST_USER:=v6-node-tests}"
 	whose=(root user)
-	if [ "$(id -u)" != 0 ]; then
-		whose=(user)
-		V6_TEST_USER=$(id -un)
-	fi
+	[ "$(id -u)" = 0 ] || whose=(user)
 }
 host() { echo "unix://$dir/$1/run/podman.sock"; }
-
-# Somebody without rights who may have user ids of his own in containers.
-need_user() {
-	local from
-	if [ "$(id -u)" = 0 ] && ! id "$V6_TEST_USER" >/dev/null 2>&1; then
-		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$V6_TEST_USER" ||
-			die "cannot make the user $V6_TEST_USER"
-		say "made the user $V6_TEST_USER, who is kept"
-	fi
-	if grep -q "^$V6_TEST_USER:" /etc/subuid && grep -q "^$V6_TEST_USER:" /etc/subgid; then return 0; fi
-	[ "$(id -u)" = 0 ] || die "the user $V6_TEST_USER has no subordinate ids in /etc/subuid and /etc/subgid, and only root can give him some"
-	# Behind all that are given away already.
-	from=$(cat /etc/subuid /etc/subgid 2>/dev/null | awk -F: '$2 + $3 > top {top = $2 + $3} END {printf "%d", (top > 1000000 ? top : 1000000)}')
-	usermod --add-subuids "$from-$((from + 65535))" --add-subgids "$from-$((from + 65535))" "$V6_TEST_USER" ||
-		die "cannot give subordinate ids to $V6_TEST_USER"
-}
 
 # Folders and settings of one Podman: settings root|user OWNER
 settings() {
@@ -69,7 +51,7 @@ settings() {
 		graphroot = "$at/storage"
 		runroot = "$at/run/storage"
 	END
-	: >"$at/registries.conf"
+	registries >"$at/registries.conf"
 	# A file, so that a person can use it, too; not in the user's folder, since root runs it.
 	cat >"$dir/podman-$1" <<-END
 		#!/bin/sh
@@ -84,8 +66,22 @@ settings() {
 	chmod 755 "$dir/podman-$1"
 }
 
+# Plain HTTP is for registries that are named one by one, unlike with Docker: those of
+# registry.sh in the same folder.
+registries() {
+	local address
+	[ -e "$work/registry/env" ] || return 0
+	(
+		# shellcheck source=/dev/null
+		. "$work/registry/env"
+		for address in "$V6_REGISTRY_OPEN" "$V6_REGISTRY_PRIVATE" "localhost:${V6_REGISTRY_PRIVATE#*:}" "$V6_REGISTRY_STALLED"; do
+			printf '[[registry]]\nlocation = "%s"\ninsecure = true\n' "$address"
+		done
+	)
+}
+
 up() {
-	local name owner
+	local name owner known
 	names
 	[ $# = 0 ] || die "up: unknown option $1"
 	need_packages "Podman" podman runc conmon uidmap curl
@@ -96,7 +92,10 @@ up() {
 	for name in "${whose[@]}"; do
 		owner=root
 		[ "$name" = root ] || owner=$V6_TEST_USER
+		known=$(cat "$dir/$name/registries.conf" 2>/dev/null) || true
 		settings "$name" "$owner"
+		# A service reads them once.
+		[ "$known" = "$(registries)" ] || stop_program "podman-$name"
 		alive "podman-$name" || rm -f "$dir/$name/run/podman.sock" # of one that was killed
 		start_program "podman-$name" "$dir/podman-$name" system service --time 0 "$(host "$name")"
 		DOCKER_HOST=$(host "$name") wait_for "podman-$name" "an answer from $owner's Podman" engine_answers
@@ -108,6 +107,7 @@ up() {
 crash() {
 	local name pid
 	names
+	[ $# = 0 ] || whose=("$1")
 	for name in "${whose[@]}"; do
 		alive "podman-$name" || die "Podman's service ($name) does not run"
 		read -r pid _ <"$work/run/podman-$name.pid"

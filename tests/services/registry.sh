@@ -3,7 +3,9 @@
 # password. Docker takes a registry on a loopback address without TLS.
 #
 #   eval "$(registry.sh up WORKDIR)"     sets V6_REGISTRY_OPEN and V6_REGISTRY_PRIVATE
-#                                        (ADDRESS:PORT), V6_REGISTRY_USER and _PASSWORD
+#                                        (ADDRESS:PORT), V6_REGISTRY_USER and _PASSWORD,
+#                                        and V6_REGISTRY_STALLED, where nobody listens: for
+#                                        a test's way to the open one
 #   registry.sh push WORKDIR IMAGE NAME  puts an image of the engine at DOCKER_HOST into
 #                                        both registries, as NAME (e.g. probe:1)
 #   registry.sh stop WORKDIR             ends both, keeps their images and ports: what
@@ -61,6 +63,7 @@ up() {
 		printf 'tester:%s\n' "$(P=$V6_REGISTRY_PASSWORD S=$salt perl -e 'print crypt($ENV{P}, "\$2b\$05\$$ENV{S}")')" >"$dir/htpasswd"
 		cat >"$dir/env.part" <<-END
 			export V6_REGISTRY_OPEN=127.0.0.1:$(free_port) V6_REGISTRY_PRIVATE=127.0.0.1:$(free_port)
+			export V6_REGISTRY_STALLED=127.0.0.1:$(free_port)
 			export V6_REGISTRY_USER=tester V6_REGISTRY_PASSWORD=$V6_REGISTRY_PASSWORD
 		END
 		mv "$dir/env.part" "$dir/env"

@@ -63,7 +63,8 @@ pub(super) fn read(
             .unwrap_or(Duration::from_secs(60)),
         images: images(context, section),
         egress: egress(&section.section("egress")),
-        docker_host: docker_host(&section.section("docker")),
+        docker_host: host(&section.section("docker"), "/var/run/docker.sock"),
+        podman_host: host(&section.section("podman"), "/run/podman/podman.sock"),
         proxy: proxy(context, environment, &section.section("proxy")),
         ca_certificates: section.list("ca_certificates", path).unwrap_or_default(),
     }
@@ -137,15 +138,16 @@ fn total(section: &Section<'_>, run: &RunLimits) -> Total {
     }
 }
 
-fn docker_host(section: &Section<'_>) -> Option<String> {
+/// Where an engine listens; `usual` is where it often does.
+fn host(section: &Section<'_>, usual: &str) -> Option<String> {
     let host = section.read("host", |field| {
         field.parse(|text| match text.split_once("://") {
             Some(("unix" | "tcp" | "http" | "https", rest)) if !rest.is_empty() => {
                 Ok(text.to_owned())
             }
             _ => fault(
-                format!("\"{text}\" is not an address of Docker"),
-                "write for example unix:///var/run/docker.sock",
+                format!("\"{text}\" is not an engine's address"),
+                format!("write for example unix://{usual}"),
             ),
         })
     });

@@ -134,6 +134,7 @@ runtime:
   databases: {a_b: {egress: ["db:1"]}}
   images: [{pattern: x/y}, {pattern: x/y, run_as: root, risk_accepted: " "}]
   docker: {host: /var/run/docker.sock}
+  podman: {host: "ssh://elsewhere", socket: x}
   proxy: {https: "secret-proxy"}
 sevrer: x
 "#;

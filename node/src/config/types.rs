@@ -123,6 +123,8 @@ pub struct Runtime {
     pub egress: BTreeMap<Action, Vec<Endpoint>>,
     /// Where Docker listens; the client's own default if none.
     pub docker_host: Option<String>,
+    /// Where Podman's service listens; its usual place if none.
+    pub podman_host: Option<String>,
     /// HTTP proxies for the node's own connections.
     pub proxy: Proxy,
     /// PEM files of certificate authorities to trust besides the usual ones. Absolute.
@@ -164,6 +166,8 @@ pub struct RunLimits {
 pub enum RuntimeKind {
     /// Docker, through its API.
     Docker,
+    /// Podman's service, of root or of this user.
+    Podman,
 }
 
 impl RuntimeKind {
@@ -171,6 +175,7 @@ impl RuntimeKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Docker => "docker",
+            Self::Podman => "podman",
         }
     }
 }

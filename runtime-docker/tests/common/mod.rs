@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
+pub mod raw;
+
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -126,19 +128,34 @@ pub fn file(at: &str, limit: u64) -> Output {
     Output::file(path(at), bytes(limit))
 }
 
-/// Writes what the engine says about a run's container, without what is this machine's own, to
-/// where the tests of the translation read it.
+/// What the engine says about the state of a container, as it is, without what is this machine's.
+pub async fn state(bench: &Bench, name: &str) -> serde_json::Value {
+    let path = format!("/containers/{name}/json");
+    let inspected = raw::call(&bench.config.host, "GET", &path, None).await;
+    assert_eq!(inspected.status, 200, "{name}: {inspected:?}");
+    let members = [
+        "Status",
+        "Running",
+        "Paused",
+        "Restarting",
+        "OOMKilled",
+        "Dead",
+        "ExitCode",
+        "Error",
+        "StartedAt",
+        "FinishedAt",
+    ];
+    raw::only(&inspected.body["State"], &members)
+}
+
+/// Writes what the engine says about a run's container to where the tests of the translation read
+/// it, if answers are recorded.
 pub async fn record(bench: &Bench, id: &RunId, named: &str) {
     use futures_util::TryStreamExt;
+    if !raw::recording() {
+        return;
+    }
     let name = bench.name(id);
-    let inspected = bench
-        .docker
-        .inspect_container(
-            &name,
-            None::<bollard::query_parameters::InspectContainerOptions>,
-        )
-        .await
-        .unwrap();
     let options = bollard::query_parameters::DownloadFromContainerOptionsBuilder::new()
         .path("/.v6/out/claim")
         .build();
@@ -153,12 +170,7 @@ pub async fn record(bench: &Bench, id: &RunId, named: &str) {
     if let Some(entry) = tar::Archive::new(&archive[..]).entries().unwrap().next() {
         std::io::Read::read_to_string(&mut entry.unwrap(), &mut claim).unwrap();
     }
-    let mut state = inspected.state.unwrap();
-    state.pid = Some(0);
-    let version = bench.docker.version().await.unwrap().version;
-    let seen = serde_json::json!({ "engine": version, "state": state, "claim": claim });
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/states");
-    std::fs::create_dir_all(&folder).unwrap();
-    let text = serde_json::to_string_pretty(&seen).unwrap() + "\n";
-    std::fs::write(folder.join(format!("{named}.json")), text).unwrap();
+    let seen = serde_json::json!({ "state": state(bench, &name).await, "claim": claim });
+    let file = format!("states/{named}.json");
+    raw::write(&bench.config.host, &file, &seen).await;
 }

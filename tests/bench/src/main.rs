@@ -65,7 +65,7 @@ async fn main() -> ExitCode {
         only: options.only,
         quick: options.quick,
     };
-    let rows = match docker::measure(&plan).await {
+    let rows = match Box::pin(docker::measure(&plan)).await {
         Ok(rows) => rows,
         Err(error) => {
             report::complain(&*error);

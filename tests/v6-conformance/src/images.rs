@@ -1,10 +1,12 @@
 //! Images made of the probe's, at the engine, without a registry.
 
+use std::collections::HashMap;
+
 use bollard::Docker;
 use bollard::models::{ContainerConfig, ContainerCreateBody};
 use bollard::query_parameters::{
-    CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, ListImagesOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
 };
 
 use crate::engine::{Failed, failed};
@@ -64,4 +66,16 @@ pub(crate) async fn forget(docker: &Docker, image: &str) -> Result<(), Failed> {
         Err(error) if crate::engine::is_absent(&error) => Ok(()),
         Err(error) => Err(failed("removing an image")(error)),
     }
+}
+
+/// Removes every image with this label, under whatever names: an engine may remember what it fetched
+/// by its digest, too.
+pub(crate) async fn forget_all(docker: &Docker, label: &str) -> Result<(), Failed> {
+    let filters = HashMap::from([("label", vec![label])]);
+    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+    let found = docker.list_images(Some(options)).await;
+    for image in found.map_err(failed("listing images"))? {
+        forget(docker, &image.id).await?;
+    }
+    Ok(())
 }

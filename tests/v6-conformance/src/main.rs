@@ -11,8 +11,10 @@ mod engine;
 mod images;
 mod matrix;
 mod planted;
+#[cfg(feature = "faults")]
+mod prove;
 mod registries;
-mod seeds;
+mod restart;
 mod user;
 
 use std::path::PathBuf;
@@ -20,7 +22,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use v6_runtime_conformance::{Harness, MemoryHarness, Options};
+use v6_fault_proxy::Address;
+use v6_runtime_conformance::{Harness, MemoryHarness, Options, suite_process};
 
 use crate::cluster::{ClusterHarness, ClusterOptions};
 use crate::engine::{EngineHarness, EngineOptions};
@@ -56,11 +59,13 @@ enum Command {
         /// Where the reports are, NAME.yaml each
         folder: PathBuf,
     },
-    /// Show that the suite can fail: make faults of isolation at a real engine, one after the
-    /// other, and see which cases fail
+    /// Show that the suite can fail: make faults at a real engine, one after the other, and see
+    /// which cases fail
+    #[cfg(feature = "faults")]
     Prove(Prove),
 }
 
+#[cfg(feature = "faults")]
 #[derive(Args)]
 struct Prove {
     /// The runtime on whose engine the faults are made
@@ -68,9 +73,9 @@ struct Prove {
     runtime: Kind,
     #[command(flatten)]
     engine: EngineOptions,
-    /// Also run the cases that are about something else, with each fault
-    #[arg(long)]
-    whole: bool,
+    /// Which cases to try with each fault
+    #[arg(long, value_enum, default_value = "touched")]
+    cases: prove::Breadth,
     /// Only these faults
     #[arg(value_name = "FAULT")]
     faults: Vec<String>,
@@ -84,7 +89,7 @@ enum Kind {
     Docker,
     /// Podman's service at --host
     Podman,
-    /// The cluster at --api
+    /// The cluster at --api; its runtime is not finished and does not pass yet
     Kubernetes,
 }
 
@@ -109,7 +114,7 @@ impl Kind {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
     match as_owner(&arguments) {
         Ok(None) => {}
         Ok(Some(code)) => return code,
@@ -118,18 +123,25 @@ fn main() -> ExitCode {
             return ExitCode::from(4);
         }
     }
+    arguments.suite.report = user::reports(arguments.suite.report);
     let done = match (arguments.command, arguments.runtime) {
         (Some(Command::Matrix { folder }), _) => matrix::write(&folder),
-        (Some(Command::Prove(prove)), _) => seeds::prove(
-            |seed| {
+        #[cfg(feature = "faults")]
+        (Some(Command::Prove(prove)), _) => prove::prove(
+            || {
                 let made = engine(prove.runtime, prove.engine.clone())?;
-                let made =
-                    made.ok_or("such faults are made at an engine with Docker's API only")?;
-                Ok(Arc::new(made.with_seed(seed)))
+                let memory = "the in-memory runtime's faults are tried by its own tests: \
+                              cargo test -p v6-runtime-conformance --features faults";
+                made.ok_or_else(|| memory.to_owned())
             },
             &prove.faults,
-            prove.whole,
+            prove.cases,
         ),
+        // What there is to list does not depend on an engine.
+        (None, Some(_)) if arguments.suite.list => {
+            harness(Kind::Memory, arguments.engine, arguments.cluster)
+                .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite))
+        }
         (None, Some(runtime)) => harness(runtime, arguments.engine, arguments.cluster)
             .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
         (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
@@ -143,6 +155,7 @@ fn main() -> ExitCode {
 /// Runs all of this as somebody else, where the engine is somebody else's.
 fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     let (kind, options) = match (&arguments.command, arguments.runtime) {
+        #[cfg(feature = "faults")]
         (Some(Command::Prove(prove)), _) => (prove.runtime, &prove.engine),
         (None, Some(kind)) => (kind, &arguments.engine),
         _ => return Ok(None),
@@ -150,12 +163,13 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     let host = kind
         .engine()
         .map(|(variable, default)| options.host(variable, default));
-    match host
-        .as_deref()
-        .and_then(|host| host.strip_prefix("unix://"))
-    {
-        Some(socket) => user::again_as_owner_of(std::path::Path::new(socket)),
-        None => Ok(None),
+    match host {
+        Some(Ok(Address::Unix(socket))) => {
+            let restart = options.restart.as_deref();
+            user::again_as_owner_of(&socket, restart, &arguments.suite.report)
+        }
+        // What is no address is told where it is used.
+        _ => Ok(None),
     }
 }
 
@@ -165,7 +179,7 @@ fn harness(
     cluster: ClusterOptions,
 ) -> Result<Arc<dyn Harness>, String> {
     if kind == Kind::Kubernetes {
-        let restart = options.restart().map(str::to_owned);
+        let restart = options.restart;
         return Ok(Arc::new(ClusterHarness::new(cluster, restart)?));
     }
     Ok(match engine(kind, options)? {
@@ -179,6 +193,13 @@ fn engine(kind: Kind, options: EngineOptions) -> Result<Option<EngineHarness>, S
     let Some((variable, default)) = kind.engine() else {
         return Ok(None);
     };
-    let host = options.host(variable, default);
-    EngineHarness::new(options, &host, kind.name()).map(Some)
+    let host = options.host(variable, default)?;
+    let made = EngineHarness::new(options, host, kind.name())?;
+    // A child of the suite is asked for an answer, and its parent has looked.
+    if suite_process() == std::process::id() {
+        tokio::runtime::Runtime::new()
+            .map_err(|error| error.to_string())?
+            .block_on(made.check())?;
+    }
+    Ok(Some(made))
 }

@@ -19,6 +19,7 @@ use crate::images;
 /// engine has to fetch it.
 const REPOSITORY: &str = "v6-conformance/probe";
 const TAG: &str = "1";
+const LABEL: &str = "org.v6-conformance.registry=1";
 /// Nobody listens there.
 const NOWHERE: &str = "127.0.0.1:1";
 
@@ -27,6 +28,8 @@ const NOWHERE: &str = "127.0.0.1:1";
 pub(crate) struct Started {
     open: String,
     private: String,
+    /// Where nobody listens but us.
+    stalled: String,
     user: String,
     password: String,
     /// A way to the open one that stalls, once they are filled.
@@ -54,6 +57,7 @@ impl Started {
         Ok(Self {
             open: get("V6_REGISTRY_OPEN")?,
             private: get("V6_REGISTRY_PRIVATE")?,
+            stalled: get("V6_REGISTRY_STALLED")?,
             user: get("V6_REGISTRY_USER")?,
             password: get("V6_REGISTRY_PASSWORD")?,
             filled: OnceCell::new(),
@@ -93,17 +97,15 @@ impl Started {
             unreachable: image(NOWHERE, REPOSITORY)?,
             stalled: image(&stalled, REPOSITORY)?,
         };
-        for image in [&registries.open, &registries.private, &registries.stalled] {
-            images::forget(docker, &image.to_string()).await?;
-        }
+        images::forget_all(docker, LABEL).await?;
         Ok(registries)
     }
 
     async fn fill(&self, docker: &Docker, probe: &str) -> std::result::Result<FaultProxy, Failed> {
-        let instruction = "LABEL org.v6-conformance.registry=1";
+        let instruction = format!("LABEL {LABEL}");
         for registry in [&self.open, &self.private] {
             let repository = format!("{registry}/{REPOSITORY}");
-            images::derive(docker, probe, instruction, &repository, TAG).await?;
+            images::derive(docker, probe, &instruction, &repository, TAG).await?;
             let options = PushImageOptionsBuilder::new().tag(TAG).build();
             let credentials = DockerCredentials {
                 username: Some(self.user.clone()),
@@ -114,14 +116,13 @@ impl Started {
             let pushed = docker.push_image(&repository, Some(options), Some(credentials));
             let pushed: std::result::Result<Vec<_>, _> = pushed.try_collect().await;
             pushed.map_err(failed("filling a registry"))?;
-            images::forget(docker, &format!("{repository}:{TAG}")).await?;
         }
-        let address = self
-            .open
-            .parse()
-            .map_err(failed("the registry's address"))?;
-        let anywhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        FaultProxy::start(Address::Tcp(anywhere), Address::Tcp(address))
-            .map_err(failed("a way to the registry that stalls"))
+        let address = |text: &str| text.parse().map_err(failed("a registry's address"));
+        // Not just anywhere: an engine may want to be told of each registry without TLS.
+        let way = FaultProxy::start(
+            Address::Tcp(address(&self.stalled)?),
+            Address::Tcp(address(&self.open)?),
+        );
+        way.map_err(failed("making a way to the registry that stalls"))
     }
 }

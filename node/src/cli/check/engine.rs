@@ -43,20 +43,18 @@ pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn P
 /// The one probe when there is no connection.
 #[must_use]
 pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
+    let kind = config.runtime.kind.name();
     let remedy = match error.kind() {
         ErrorKind::Denied => {
-            "give this user access to the engine; who may use Docker's socket is root on this machine"
+            "give this user access to the engine; who may use the socket of root's is root on this machine"
+                .to_owned()
         }
         ErrorKind::Unavailable | ErrorKind::Timeout => {
-            "start the engine, or set runtime.docker.host to where it listens"
+            format!("start the engine, or set runtime.{kind}.host to where it listens")
         }
-        _ => "correct the runtime: section of the configuration",
+        _ => "correct the runtime: section of the configuration".to_owned(),
     };
-    let message = format!(
-        "{} cannot be used: {}",
-        config.runtime.kind.name(),
-        render(error)
-    );
+    let message = format!("{kind} cannot be used: {}", render(error));
     Finding::fail(message, remedy).with_exit(error.kind().into())
 }
 

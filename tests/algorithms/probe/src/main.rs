@@ -50,7 +50,7 @@ steps (N, MS, MIB, CODE are decimal numbers; MS are milliseconds):
   link FROM TO             a hard link; mknod PATH: a device, the null one
   sparse FILE N            a file of N bytes of which none is stored
   wait-for PATH MS         fails unless the path is there within MS
-  sleep MS                 waits; spin MS: burns a core; allocate MIB: takes memory and keeps it
+  sleep MS                 waits; spin MS: burns a core and tells how much of it there was; allocate MIB: takes memory and keeps it
   children COUNT MS        starts COUNT processes that sleep MS, and does not wait for them
   orphans COUNT MS         the same, of a parent that ends at once
   trap-term ignore         SIGTERM is reported and has no effect from now on
@@ -186,7 +186,7 @@ fn run(state: &mut State, step: &[&str]) -> Result<Next, Failure> {
         ["rename", from, to] => std::fs::rename(from, to)?,
         ["wait-for", path, ms] => files::wait_for(path, millis(ms)?)?,
         ["sleep", ms] => std::thread::sleep(millis(ms)?),
-        ["spin", ms] => process::spin(millis(ms)?),
+        ["spin", ms] => output::line(&process::spin(millis(ms)?)?.to_string())?,
         ["allocate", mib] => state.memory.push(process::allocate(number(mib)?)?),
         ["children", count, ms] => process::children(number(count)?, millis(ms)?)?,
         ["orphans", count, ms] => process::orphans(number(count)?, millis(ms)?)?,

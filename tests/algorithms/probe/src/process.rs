@@ -39,11 +39,23 @@ pub(crate) fn processes() -> io::Result<Value> {
     Ok(json!({"step": "processes", "processes": found}))
 }
 
-pub(crate) fn spin(time: Duration) {
+/// Burns a processor, and tells how much of it this process got.
+pub(crate) fn spin(time: Duration) -> Result<Value, Failure> {
+    let before = processor_ms()?;
     let began = Instant::now();
     while began.elapsed() < time {
         std::hint::spin_loop();
     }
+    Ok(json!({"step": "spin", "cpu_ms": processor_ms()?.saturating_sub(before)}))
+}
+
+/// The processor time that this process has had.
+fn processor_ms() -> Result<u64, Failure> {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let time = Duration::try_from(time);
+    let time =
+        time.map_err(|_| Failure::Wrong("the process's clock is before its start".into()))?;
+    Ok(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Memory that is really there: every page is written.

@@ -135,6 +135,11 @@ async fn its_root_is_read_only(bench: Bench) -> case::Outcome {
         holds(&format!("{step} was allowed"), !ok)?;
     }
     let identity = identity(&bench).await?;
+    // Not being root, it might be refused even if the root is writable.
+    for mount in identity["mounts"].as_array().into_iter().flatten() {
+        let is_writable = mount["point"] == "/" && !has_option(mount, "ro");
+        holds(&format!("its root is {mount}"), !is_writable)?;
+    }
     for variable in ["HOME", "TMPDIR"] {
         let folder = identity["env"][variable]
             .as_str()
@@ -217,6 +222,9 @@ fn is_usual(point: &str) -> bool {
         "/etc/hosts",
         "/etc/hostname",
         "/etc/resolv.conf",
+        // With a line for a user that the image does not know.
+        "/etc/passwd",
+        "/etc/group",
         "/run/.containerenv",
         "/.dockerenv",
     ];
@@ -256,12 +264,20 @@ async fn it_has_only_the_mounts_asked_for(bench: Bench) -> case::Outcome {
             let rest = place.strip_prefix(point);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         });
+        // In memory of its own, and nobody can write to it: it holds nothing of anybody.
+        let empty = mount["type"] == "tmpfs" && has_option(mount, "ro");
         holds(
             &format!("it was not asked for: {mount}"),
-            is_usual(point) || wanted,
+            is_usual(point) || wanted || empty,
         )?;
     }
     Ok(())
+}
+
+/// Whether a mount that the probe tells of has this option.
+pub(super) fn has_option(mount: &Value, name: &str) -> bool {
+    let options = mount["options"].as_array();
+    options.is_some_and(|all| all.iter().any(|option| option == name))
 }
 
 async fn powers_are_refused(bench: Bench) -> case::Outcome {

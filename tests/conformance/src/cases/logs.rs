@@ -129,7 +129,7 @@ async fn following_ends_with_the_run(bench: Bench) -> case::Outcome {
         .run(
             &id,
             &bench
-                .spec("echo first then sleep 700 then echo last")
+                .spec("echo first then sleep 2500 then echo last")
                 .await?,
         )
         .await?;

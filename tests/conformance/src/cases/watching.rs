@@ -279,6 +279,9 @@ async fn a_slow_watcher_delays_nobody(bench: Bench) -> case::Outcome {
     Ok(())
 }
 
+/// For so long calls are counted.
+const SECONDS: usize = 4;
+
 /// The calls made in a second in which runs run and are watched, and nothing happens.
 async fn idle_calls(bench: &Bench, from: u32, to: u32) -> Result<u64, case::Stop> {
     for number in from..to {
@@ -289,11 +292,15 @@ async fn idle_calls(bench: &Bench, from: u32, to: u32) -> Result<u64, case::Stop
     for number in from..to {
         bench.running(&run_id(&format!("idle-{number}"))).await?;
     }
-    // What the starts were followed by.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let before = bench.calls()?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok(bench.calls()? - before)
+    // The least of several: what the starts were followed by may take a while, and asking for each
+    // run again and again shows in every second.
+    let mut least = u64::MAX;
+    for _ in 0..SECONDS {
+        let before = bench.calls()?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        least = least.min(bench.calls()? - before);
+    }
+    Ok(least)
 }
 
 async fn watching_costs_no_calls_per_run(bench: Bench) -> case::Outcome {

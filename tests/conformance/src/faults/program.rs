@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use v6_runtime::memory::ProgramContext;
 
 use super::Seed;
-use super::specs::GROUPS;
+use super::specs::{CPU, GPU, GROUPS};
 use super::world::World;
 use crate::probe::pattern;
 use crate::probe_memory::Instead;
@@ -43,9 +43,22 @@ impl Instead for Pretended {
                 let all: Vec<Value> = (1..30).map(seen).collect();
                 report(ctx, &json!({"step": "processes", "processes": all}));
             }
+            ["list", "/dev"] => {
+                let mut entries = json!({"null": {"kind": "device"}});
+                if ctx.var(GPU).is_some() {
+                    entries["gpu0"] = json!({"kind": "device"});
+                }
+                report(
+                    ctx,
+                    &json!({"step": "list", "path": "/dev", "entries": entries}),
+                );
+            }
             ["spin", time] => {
-                let time = time.parse().ok()?;
+                let time: u64 = time.parse().ok()?;
                 tokio::time::sleep(Duration::from_millis(time)).await;
+                let milli = ctx.var(CPU).and_then(|milli| milli.parse().ok());
+                let got = time * milli.unwrap_or(1000) / 1000;
+                report(ctx, &json!({"step": "spin", "cpu_ms": got}));
             }
             _ => return None,
         }
@@ -72,6 +85,8 @@ impl Pretended {
         }
         let mut env = ctx.env().clone();
         env.remove(GROUPS);
+        env.remove(GPU);
+        env.remove(CPU);
         let set = |seed| {
             if has(seed) {
                 SOME_CAPABILITY

@@ -123,6 +123,8 @@ seeds! {
         ]
         /// While one image is being fetched no other run starts.
         PullsHoldUpOthers [a_slow_pull_delays_no_other_run]
+        /// An image that is being fetched for one run cannot be had for another.
+        FetchesGetInEachOthersWay [one_image_is_fetched_for_many]
         /// `cancel` while the image is being fetched is forgotten.
         PullsAreNotCancelled [a_pull_can_be_cancelled]
         /// Credentials that the runtime has are not used.
@@ -246,8 +248,10 @@ seeds! {
         GroupsIncludeRoots [further_groups_are_given]
         /// `resources.cpu` is declared, and the limit ignored.
         ProcessorLimitIsIgnored [a_processor_limit_binds]
+        /// `resources.gpu` is declared, and ignored.
+        GraphicsProcessorsAreIgnored [graphics_processors_are_given]
         /// `usage` is declared, and processor time not told.
-        ProcessorTimeIsNotTold [usage_is_told a_processor_limit_binds]
+        ProcessorTimeIsNotTold [usage_is_told]
         /// `usage` is declared, and peak memory not told.
         MemoryIsNotTold [usage_is_told]
     }
@@ -339,9 +343,11 @@ seeds! {
     }
     "The record" {
         /// A value sees only runs that it started itself.
-        OnlyOwnRunsAreSeen [a_cut_start_is_abandoned a_cut_start_can_be_cleaned_up] + RESTARTS
+        OnlyOwnRunsAreSeen [
+            a_cut_start_is_abandoned a_cut_start_can_be_cleaned_up one_image_is_fetched_for_many
+        ] + RESTARTS
         /// How a run ended only the process knows that started it.
-        EndsAreRememberedByTheProcess [] + RESTARTS
+        EndsAreRememberedByTheProcess [one_image_is_fetched_for_many] + RESTARTS
         /// Annotations are cut at 4,096 characters.
         AnnotationsAreCut [every_run_is_listed_whole annotations_may_be_large]
         /// Line ends in annotations become blanks.
@@ -492,7 +498,7 @@ seeds! {
             every_end_is_seen many_at_once phases_never_go_back a_slow_engine_changes_nothing
             a_slow_watcher_delays_nobody cancel_can_be_dropped_anywhere cleanup_can_be_dropped_anywhere
             connections_name_their_run run_can_be_dropped_anywhere two_runs_may_end_in_one_tick exit_codes_are_exact
-            logs_are_byte_exact
+            logs_are_byte_exact one_image_is_fetched_for_many
         ]
         /// After Running comes an older Pending.
         PhasesGoBack [phases_never_go_back]
