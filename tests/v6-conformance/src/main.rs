@@ -6,7 +6,6 @@
 //! v6-conformance matrix docs/conformance
 //! ```
 
-mod cluster;
 mod engine;
 mod images;
 mod matrix;
@@ -25,7 +24,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use v6_fault_proxy::Address;
 use v6_runtime_conformance::{Harness, MemoryHarness, Options, suite_process};
 
-use crate::cluster::{ClusterHarness, ClusterOptions};
 use crate::engine::{EngineHarness, EngineOptions};
 
 /// Checks a container runtime against its contract.
@@ -46,8 +44,6 @@ struct Arguments {
     runtime: Option<Kind>,
     #[command(flatten)]
     engine: EngineOptions,
-    #[command(flatten)]
-    cluster: ClusterOptions,
     #[command(flatten)]
     suite: Options,
 }
@@ -89,8 +85,6 @@ enum Kind {
     Docker,
     /// Podman's service at --host
     Podman,
-    /// The cluster at --api; its runtime is not finished and does not pass yet
-    Kubernetes,
 }
 
 impl Kind {
@@ -99,14 +93,13 @@ impl Kind {
             Self::Memory => "memory",
             Self::Docker => "docker",
             Self::Podman => "podman",
-            Self::Kubernetes => "kubernetes",
         }
     }
 
     /// Where the engine usually is: the variable that says it, and the place without one.
     fn engine(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Memory | Self::Kubernetes => None,
+            Self::Memory => None,
             Self::Docker => Some(("DOCKER_HOST", "unix:///var/run/docker.sock")),
             Self::Podman => Some(("CONTAINER_HOST", "unix:///run/podman/podman.sock")),
         }
@@ -138,11 +131,9 @@ fn main() -> ExitCode {
             prove.cases,
         ),
         // What there is to list does not depend on an engine.
-        (None, Some(_)) if arguments.suite.list => {
-            harness(Kind::Memory, arguments.engine, arguments.cluster)
-                .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite))
-        }
-        (None, Some(runtime)) => harness(runtime, arguments.engine, arguments.cluster)
+        (None, Some(_)) if arguments.suite.list => harness(Kind::Memory, arguments.engine)
+            .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
+        (None, Some(runtime)) => harness(runtime, arguments.engine)
             .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
         (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
     };
@@ -173,15 +164,7 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     }
 }
 
-fn harness(
-    kind: Kind,
-    options: EngineOptions,
-    cluster: ClusterOptions,
-) -> Result<Arc<dyn Harness>, String> {
-    if kind == Kind::Kubernetes {
-        let restart = options.restart;
-        return Ok(Arc::new(ClusterHarness::new(cluster, restart)?));
-    }
+fn harness(kind: Kind, options: EngineOptions) -> Result<Arc<dyn Harness>, String> {
     Ok(match engine(kind, options)? {
         Some(engine) => Arc::new(engine),
         None => Arc::new(MemoryHarness::new().map_err(|error| error.to_string())?),
