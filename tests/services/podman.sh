@@ -18,30 +18,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 names() {
 	dir=$work/podman
-	: "${V6_TEST_USER:=v6-node-tests}"
+	name_test_user
 	whose=(root user)
-	if [ "$(id -u)" != 0 ]; then
-		whose=(user)
-		V6_TEST_USER=$(id -un)
-	fi
+	[ "$(id -u)" = 0 ] || whose=(user)
 }
 host() { echo "unix://$dir/$1/run/podman.sock"; }
-
-# Somebody without rights who may have user ids of his own in containers.
-need_user() {
-	local from
-	if [ "$(id -u)" = 0 ] && ! id "$V6_TEST_USER" >/dev/null 2>&1; then
-		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$V6_TEST_USER" ||
-			die "cannot make the user $V6_TEST_USER"
-		say "made the user $V6_TEST_USER, who is kept"
-	fi
-	if grep -q "^$V6_TEST_USER:" /etc/subuid && grep -q "^$V6_TEST_USER:" /etc/subgid; then return 0; fi
-	[ "$(id -u)" = 0 ] || die "the user $V6_TEST_USER has no subordinate ids in /etc/subuid and /etc/subgid, and only root can give him some"
-	# Behind all that are given away already.
-	from=$(cat /etc/subuid /etc/subgid 2>/dev/null | awk -F: '$2 + $3 > top {top = $2 + $3} END {printf "%d", (top > 1000000 ? top : 1000000)}')
-	usermod --add-subuids "$from-$((from + 65535))" --add-subgids "$from-$((from + 65535))" "$V6_TEST_USER" ||
-		die "cannot give subordinate ids to $V6_TEST_USER"
-}
 
 # Folders and settings of one Podman: settings root|user OWNER
 settings() {
