@@ -78,6 +78,19 @@ pub struct InitOptions {
     /// A file inside the container with pairs `KEY=VALUE`, each ended by a NUL, that are added
     /// to the command's environment. For what must not be seen in a container's description.
     pub env_file: Option<String>,
+    /// Whether the command's environment is the one of that file and no other.
+    pub clear_env: bool,
+    /// The most processes and threads in the user name space that the command is in, for good. As
+    /// the container has it, if not given.
+    pub processes: Option<u64>,
+    /// Named pipes inside the container into which the command prints: standard output, standard
+    /// error. Somebody has to read from them when the program starts.
+    pub output: Option<(String, String)>,
+    /// A file inside the container: if it is there when everything else is ready, the command is
+    /// not started. Who makes it and then sends SIGTERM ends a run at any moment.
+    pub stop_file: Option<String>,
+    /// The command's working folder, inside the container. As the container has it, if not given.
+    pub workdir: Option<String>,
     /// An existing file inside the container into which the program writes how the command
     /// ended, see [`crate::Claim`].
     pub claim: Option<String>,
@@ -146,6 +159,41 @@ impl InitOptions {
         self
     }
 
+    /// Sets [`Self::clear_env`].
+    #[must_use]
+    pub fn with_clear_env(mut self, clear: bool) -> Self {
+        self.clear_env = clear;
+        self
+    }
+
+    /// Sets [`Self::processes`].
+    #[must_use]
+    pub fn with_processes(mut self, most: u64) -> Self {
+        self.processes = Some(most);
+        self
+    }
+
+    /// Sets [`Self::output`].
+    #[must_use]
+    pub fn with_output(mut self, stdout: impl Into<String>, stderr: impl Into<String>) -> Self {
+        self.output = Some((stdout.into(), stderr.into()));
+        self
+    }
+
+    /// Sets [`Self::stop_file`].
+    #[must_use]
+    pub fn with_stop_file(mut self, path: impl Into<String>) -> Self {
+        self.stop_file = Some(path.into());
+        self
+    }
+
+    /// Sets [`Self::workdir`].
+    #[must_use]
+    pub fn with_workdir(mut self, path: impl Into<String>) -> Self {
+        self.workdir = Some(path.into());
+        self
+    }
+
     /// Sets [`Self::claim`].
     #[must_use]
     pub fn with_claim(mut self, path: impl Into<String>) -> Self {
@@ -164,6 +212,32 @@ impl InitOptions {
         program: &str,
         command: &[String],
     ) -> Result<Vec<String>, InvalidOption> {
+        let mut line = self.options(program)?;
+        if command.is_empty() {
+            return Err(InvalidOption::NoCommand);
+        }
+        line.push("--".to_owned());
+        line.extend_from_slice(command);
+        without_nul(line)
+    }
+
+    /// The same, with a command that is in a file inside the container: its words, each ended by a
+    /// NUL. So it is seen in no list of processes, and no shell on the way can touch it.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidOption`] for what the program would refuse.
+    pub fn command_line_of_file(
+        &self,
+        program: &str,
+        file: &str,
+    ) -> Result<Vec<String>, InvalidOption> {
+        let mut line = self.options(program)?;
+        line.extend(["--command-file".to_owned(), file.to_owned()]);
+        without_nul(line)
+    }
+
+    fn options(&self, program: &str) -> Result<Vec<String>, InvalidOption> {
         let Self {
             listeners,
             connections,
@@ -173,6 +247,11 @@ impl InitOptions {
             core_bytes,
             file_bytes,
             env_file,
+            clear_env,
+            processes,
+            output,
+            stop_file,
+            workdir,
             claim,
         } = self;
         let mut line = vec![program.to_owned(), "init".to_owned()];
@@ -203,26 +282,42 @@ impl InitOptions {
                 option(name, seconds(*time));
             }
         }
-        for (name, bytes) in [("core", core_bytes), ("fsize", file_bytes)] {
-            if let Some(bytes) = bytes {
-                option("--limit", format!("{name}={bytes}"));
+        let limits = [
+            ("core", core_bytes),
+            ("fsize", file_bytes),
+            ("nproc", processes),
+        ];
+        for (name, most) in limits {
+            if let Some(most) = most {
+                option("--limit", format!("{name}={most}"));
             }
         }
-        for (name, path) in [("--env-file", env_file), ("--claim", claim)] {
+        let (stdout, stderr) = output.as_ref().map(|(out, err)| (out, err)).unzip();
+        let paths = [
+            ("--env-file", env_file.as_ref()),
+            ("--claim", claim.as_ref()),
+            ("--stdout", stdout),
+            ("--stderr", stderr),
+            ("--stop-file", stop_file.as_ref()),
+            ("--workdir", workdir.as_ref()),
+        ];
+        for (name, path) in paths {
             if let Some(path) = path {
                 option(name, path.clone());
             }
         }
-        if command.is_empty() {
-            return Err(InvalidOption::NoCommand);
-        }
-        line.push("--".to_owned());
-        line.extend_from_slice(command);
-        if line.iter().any(|text| text.contains('\0')) {
-            return Err(InvalidOption::Nul);
+        if *clear_env {
+            line.push("--clear-env".to_owned());
         }
         Ok(line)
     }
+}
+
+fn without_nul(line: Vec<String>) -> Result<Vec<String>, InvalidOption> {
+    if line.iter().any(|text| text.contains('\0')) {
+        return Err(InvalidOption::Nul);
+    }
+    Ok(line)
 }
 
 fn seconds(time: Duration) -> String {
@@ -246,14 +341,22 @@ mod tests {
             .with_core_bytes(0)
             .with_file_bytes(5_000_000_000)
             .with_env_file("/e/env")
+            .with_clear_env(true)
+            .with_processes(64)
+            .with_output("/e/o", "/e/e")
+            .with_stop_file("/e/stop")
+            .with_workdir("/w")
             .with_claim("/e/claim");
         let line = options
             .command_line("/h", &["--".into(), String::new()])
             .unwrap();
         let expected = "/h init --listen 127.0.1.1:443=/e/a --listen 127.0.1.2:443=/e/b=c --connections 7 \
              --deadline 1700000000.250000000 --wait 1.500000000 --grace 3.000000000 \
-             --limit core=0 --limit fsize=5000000000 --env-file /e/env --claim /e/claim -- -- ";
-        assert_eq!(line.join(" "), expected);
+             --limit core=0 --limit fsize=5000000000 --limit nproc=64 --env-file /e/env \
+             --claim /e/claim --stdout /e/o --stderr /e/e --stop-file /e/stop --workdir /w --clear-env";
+        assert_eq!(line.join(" "), format!("{expected} -- -- "));
+        let line = options.command_line_of_file("/h", "/e/c").unwrap();
+        assert_eq!(line.join(" "), format!("{expected} --command-file /e/c"));
     }
 
     #[test]

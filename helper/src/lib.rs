@@ -19,9 +19,13 @@
 
 mod claim;
 mod init;
+mod monitor;
+mod monitor_state;
 
 pub use claim::{Claim, ClaimError, End, MAX_CLAIM, NotStarted};
 pub use init::{InitOptions, InvalidOption, Listener};
+pub use monitor::{LaunchError, MonitorOptions, RunFolder, RunLock, Sight, Stop, StopCause};
+pub use monitor_state::{Ended, LogFrame, Verdict};
 
 /// The program: a statically linked ELF executable.
 pub static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/v6-helper"));

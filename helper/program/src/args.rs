@@ -5,6 +5,7 @@ use std::net::SocketAddrV4;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
+use crate::monitor_args::{self, Monitor};
 use crate::sys::MAX_SOCKET_PATH;
 
 pub const HELP: &str = "\
@@ -23,11 +24,29 @@ v6-helper init [OPTION…] -- COMMAND [ARGUMENT…]
     --grace SECONDS               from there to SIGKILL (default 10)
     --limit core|fsize=BYTES      the most that a core dump or any one file may have, for good;
                                   repeatable
+    --limit nproc=NUMBER          the most processes and threads of this user name space
     --env-file FILE               KEY=VALUE pairs, each ended by a NUL, for COMMAND
+    --workdir FOLDER              COMMAND's working folder
+    --clear-env                   COMMAND gets the environment of --env-file and no other
+    --command-file FILE           instead of -- COMMAND…: the same words, each ended by a NUL
+    --stdout FIFO, --stderr FIFO  where COMMAND prints
+    --stop-file FILE              if it is there when all is ready, COMMAND is not started
     --claim FILE                  an existing file, into which the end is written as JSON
 
     Exit codes of its own: 125 it failed itself, 126 COMMAND cannot be executed,
     127 COMMAND was not found.
+
+v6-helper monitor --folder FOLDER [OPTION…] -- COMMAND [ARGUMENT…]
+    Holds one run on a host and outlives its starter: runs COMMAND in name spaces of its
+    own, takes what the run prints into FOLDER/box/stdout and stderr, and writes down in
+    FOLDER how it ended. Standard input is a file in FOLDER that the starter has locked.
+    Returns when COMMAND has been started, or has been found not to be.
+
+    --tmpfs BYTES=FOLDER          mounts a folder of limited size for COMMAND, with the folders
+                                  and empty files that FOLDER has; repeatable
+    --deadline SECONDS[.FRACTION] Unix time at which the run is asked to end
+    --grace SECONDS               from there to the kill (default 10)
+    --log-bytes BYTES             the most that is kept of what the run prints (default 64 MiB)
 
 v6-helper examine [--control HOST:PORT]
     Tries what a run must not be able to do and prints what it saw as JSON. HOST:PORT must
@@ -48,7 +67,7 @@ pub struct Listen {
 #[derive(Debug)]
 pub struct Limit {
     pub resource: Resource,
-    pub bytes: u64,
+    pub most: u64,
 }
 
 /// What a limit is on.
@@ -56,6 +75,7 @@ pub struct Limit {
 pub enum Resource {
     Core,
     FileSize,
+    Processes,
 }
 
 /// What `init` is asked for.
@@ -69,9 +89,21 @@ pub struct Init {
     pub grace: Duration,
     pub limits: Vec<Limit>,
     pub env_file: Option<OsString>,
+    pub clear_env: bool,
     pub claim: Option<OsString>,
-    pub command: OsString,
-    pub arguments: Vec<OsString>,
+    pub stdout: Option<OsString>,
+    pub stderr: Option<OsString>,
+    pub stop_file: Option<OsString>,
+    pub workdir: Option<OsString>,
+    pub command: Words,
+}
+
+/// The command and its arguments.
+#[derive(Debug)]
+pub enum Words {
+    Given(Vec<OsString>),
+    /// In this file, each ended by a NUL.
+    File(OsString),
 }
 
 /// What the program is asked for.
@@ -80,6 +112,7 @@ pub enum Request {
     Help,
     Version,
     Init(Box<Init>),
+    Monitor(Box<Monitor>),
     Examine { control: Option<String> },
 }
 
@@ -97,6 +130,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, S
         b"examine" => parse_examine(arguments),
         b"--help" | b"-h" => Ok(Request::Help),
         b"--version" | b"-V" => Ok(Request::Version),
+        b"monitor" => monitor_args::parse(arguments).map(|it| Request::Monitor(Box::new(it))),
         b"init" => parse_init(arguments).map(|init| Request::Init(Box::new(init))),
         _ => Err(format!("{mode:?} is not a mode, see --help")),
     }
@@ -126,14 +160,25 @@ fn parse_init(mut arguments: impl Iterator<Item = OsString>) -> Result<Init, Str
         grace: Duration::from_secs(10),
         limits: Vec::new(),
         env_file: None,
+        clear_env: false,
         claim: None,
-        command: OsString::new(),
-        arguments: Vec::new(),
+        stdout: None,
+        stderr: None,
+        stop_file: None,
+        workdir: None,
+        command: Words::Given(Vec::new()),
     };
+    let mut file = None;
     while let Some(argument) = arguments.next() {
         if argument == "--" {
-            init.command = arguments.next().ok_or("no command follows --")?;
-            init.arguments = arguments.collect();
+            let words: Vec<OsString> = arguments.collect();
+            if words.is_empty() {
+                return Err("no command follows --".into());
+            }
+            if file.is_some() {
+                return Err("the command is given twice, by --command-file and --".into());
+            }
+            init.command = Words::Given(words);
             return Ok(init);
         }
         let name = argument.to_str().filter(|name| name.starts_with("--"));
@@ -153,11 +198,18 @@ fn parse_init(mut arguments: impl Iterator<Item = OsString>) -> Result<Init, Str
             "--grace" => init.grace = parse_seconds(name, &value()?)?,
             "--limit" => init.limits.push(parse_limit(&value()?)?),
             "--env-file" => init.env_file = Some(value()?),
+            "--clear-env" => init.clear_env = true,
             "--claim" => init.claim = Some(value()?),
+            "--stdout" => init.stdout = Some(value()?),
+            "--stderr" => init.stderr = Some(value()?),
+            "--stop-file" => init.stop_file = Some(value()?),
+            "--workdir" => init.workdir = Some(value()?),
+            "--command-file" => file = Some(value()?),
             _ => return Err(format!("{name} is not an option, see --help")),
         }
     }
-    Err("-- and a command are missing".into())
+    init.command = Words::File(file.ok_or("-- and a command are missing")?);
+    Ok(init)
 }
 
 fn parse_listen(value: &OsStr) -> Result<Listen, String> {
@@ -190,18 +242,19 @@ fn parse_listen(value: &OsStr) -> Result<Listen, String> {
 }
 
 fn parse_limit(value: &OsStr) -> Result<Limit, String> {
-    let wrong = || format!("--limit takes core=BYTES or fsize=BYTES, not {value:?}");
-    let (name, bytes) = value
+    let wrong = || format!("--limit takes core=BYTES, fsize=BYTES or nproc=NUMBER, not {value:?}");
+    let (name, most) = value
         .to_str()
         .and_then(|value| value.split_once('='))
         .ok_or_else(wrong)?;
     let resource = match name {
         "core" => Resource::Core,
         "fsize" => Resource::FileSize,
+        "nproc" => Resource::Processes,
         _ => return Err(wrong()),
     };
-    let bytes = bytes.parse().map_err(|_| wrong())?;
-    Ok(Limit { resource, bytes })
+    let most = most.parse().map_err(|_| wrong())?;
+    Ok(Limit { resource, most })
 }
 
 fn parse_number(name: &str, value: &OsStr) -> Result<usize, String> {
@@ -211,8 +264,14 @@ fn parse_number(name: &str, value: &OsStr) -> Result<usize, String> {
         .ok_or_else(|| format!("{name} takes a number above 0, not {value:?}"))
 }
 
+/// A size.
+pub fn parse_bytes(name: &str, value: &OsStr) -> Result<u64, String> {
+    let number = value.to_str().and_then(|value| value.parse().ok());
+    number.ok_or_else(|| format!("{name} takes a number of bytes, not {value:?}"))
+}
+
 /// Whole seconds, or with up to nine decimal places.
-fn parse_seconds(name: &str, value: &OsStr) -> Result<Duration, String> {
+pub fn parse_seconds(name: &str, value: &OsStr) -> Result<Duration, String> {
     let parse = |value: &str| {
         let (whole, fraction) = value.split_once('.').unwrap_or((value, "0"));
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());

@@ -76,7 +76,8 @@ impl Claim {
     }
 }
 
-fn quote(json: &mut String, text: &str) {
+/// Adds a JSON string.
+pub fn quote(json: &mut String, text: &str) {
     json.push('"');
     for character in text.chars() {
         match character {

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
+use std::path::Path;
+
 use crate::args::Init;
 use crate::claim::{Cause, Claim, ClaimFile, Verdict};
 use crate::memory;
@@ -23,6 +25,13 @@ const READ: u32 = libc::EPOLLIN as u32;
 
 /// Runs the command to its end and returns the exit code.
 pub fn run(options: &Init) -> i32 {
+    for (pipe, standard) in [(&options.stdout, 1), (&options.stderr, 2)] {
+        let Some(pipe) = pipe else { continue };
+        if let Err(error) = sys::print_into(pipe, standard) {
+            eprintln!("v6-helper: cannot print into {pipe:?}: {error}");
+            return 125;
+        }
+    }
     let file = match options.claim.as_deref().map(ClaimFile::open).transpose() {
         Ok(file) => file,
         Err(error) => {
@@ -70,6 +79,7 @@ fn supervise(
         .as_deref()
         .map_or(Ok(Vec::new()), processes::read_env_file);
     let env = env.map_err(|error| (Cause::Other, error))?;
+    let words = processes::words(&options.command).map_err(|error| (Cause::Other, error))?;
 
     let poll = Poll::new().map_err(failed("cannot make an epoll instance"))?;
     let watch = |fd: &OwnedFd, token| {
@@ -98,9 +108,25 @@ fn supervise(
     }
 
     for limit in &options.limits {
-        sys::lower_limit(limit.resource, limit.bytes).map_err(failed("cannot lower a limit"))?;
+        sys::lower_limit(limit.resource, limit.most).map_err(failed("cannot lower a limit"))?;
     }
-    let main = processes::start(options, env)?;
+    // Signals are taken already: who makes the file and then sends one is surely heard.
+    if options
+        .stop_file
+        .as_deref()
+        .is_some_and(|file| Path::new(file).exists())
+    {
+        *terminated = true;
+        let told = "told to end before the start".to_owned();
+        return Err((Cause::Other, told));
+    }
+    if let Some(folder) = options.workdir.as_deref() {
+        std::env::set_current_dir(Path::new(folder)).map_err(|error| {
+            let told = format!("cannot enter the working folder {folder:?}: {error}");
+            (Cause::Other, told)
+        })?;
+    }
+    let main = processes::start(&words, env, options.clear_env)?;
     sys::raise_descriptor_limit();
 
     let mut events = Events::new();

@@ -4,10 +4,16 @@
 mod args;
 mod claim;
 mod examine;
+mod guard;
 mod init;
+mod log_file;
 mod memory;
+mod monitor;
+mod monitor_args;
+mod namespaces;
 mod processes;
 mod proxy;
+mod run_folder;
 mod sys;
 
 use std::io::Write as _;
@@ -16,6 +22,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let code = match args::parse(std::env::args_os().skip(1)) {
         Ok(args::Request::Init(options)) => init::run(&options),
+        Ok(args::Request::Monitor(options)) => monitor::run(&options),
         Ok(args::Request::Examine { control }) => examine::run(control.as_deref()),
         Ok(args::Request::Help) => print(args::HELP),
         Ok(args::Request::Version) => print(concat!("v6-helper ", env!("CARGO_PKG_VERSION"), "\n")),

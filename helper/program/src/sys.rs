@@ -1,16 +1,18 @@
 //! Safe wrappers around the system calls that the standard library does not have.
 
 use std::ffi::{CStr, CString, NulError, OsStr};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::ptr;
 use std::time::Duration;
 
 use crate::args::Resource;
 
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+pub fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -18,7 +20,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-fn own(result: libc::c_int) -> io::Result<OwnedFd> {
+pub fn own(result: libc::c_int) -> io::Result<OwnedFd> {
     let fd = check(result)?;
     // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -191,11 +193,36 @@ pub fn reap(pid: i32) -> Option<End> {
     if unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } != pid {
         return None;
     }
-    Some(if libc::WIFSIGNALED(status) {
+    Some(end_of(status))
+}
+
+/// Waits for any child to end, and reaps it.
+pub fn wait_any() -> Option<(i32, End)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the kernel writes one integer.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, 0) };
+        if pid > 0 {
+            return Some((pid, end_of(status)));
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return None;
+        }
+    }
+}
+
+/// Waits for one child, which is sure to end, and reaps it.
+pub fn reap_waiting(pid: i32) {
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+}
+
+fn end_of(status: libc::c_int) -> End {
+    if libc::WIFSIGNALED(status) {
         End::Signaled(libc::WTERMSIG(status))
     } else {
         End::Exited(libc::WEXITSTATUS(status))
-    })
+    }
 }
 
 /// `kill(2)`. Errors mean that there is nobody (left) to get it.
@@ -372,10 +399,11 @@ pub fn reset_on_close(fd: &impl AsRawFd) {
 
 /// Lowers a limit of this process and all that it starts, beyond its power to raise it again. One
 /// that is lower already stays.
-pub fn lower_limit(resource: Resource, bytes: u64) -> io::Result<()> {
+pub fn lower_limit(resource: Resource, most: u64) -> io::Result<()> {
     let which = match resource {
         Resource::Core => libc::RLIMIT_CORE,
         Resource::FileSize => libc::RLIMIT_FSIZE,
+        Resource::Processes => libc::RLIMIT_NPROC,
     };
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -384,7 +412,7 @@ pub fn lower_limit(resource: Resource, bytes: u64) -> io::Result<()> {
     // SAFETY: one structure, written by the first call and read by the second.
     unsafe {
         check(libc::getrlimit(which, &raw mut limit))?;
-        limit.rlim_max = limit.rlim_max.min(bytes);
+        limit.rlim_max = limit.rlim_max.min(most);
         limit.rlim_cur = limit.rlim_cur.min(limit.rlim_max);
         check(libc::setrlimit(which, &raw const limit)).map(drop)
     }
@@ -403,4 +431,126 @@ pub fn raise_descriptor_limit() {
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
+}
+
+/// The end of a pipe to read from, and the one to write to; no program that is started gets them.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: the kernel writes two integers.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    Ok((own(ends[0])?, own(ends[1])?))
+}
+
+/// Makes a named pipe, and opens both its ends.
+pub fn make_pipe(path: &str) -> io::Result<File> {
+    let name = CString::new(path)?;
+    // SAFETY: a string that lives during the call.
+    check(unsafe { libc::mkfifo(name.as_ptr(), 0o600) })?;
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK);
+    options.open(path)
+}
+
+/// Reading from this descriptor never waits.
+pub fn never_wait(fd: &OwnedFd) -> io::Result<()> {
+    set_status(fd, libc::O_NONBLOCK)
+}
+
+fn set_status(fd: &impl AsRawFd, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
+}
+
+/// What this process was given as its standard input, under a number that no program that is
+/// started gets; the standard input itself is empty from now on.
+pub fn standard_input() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let kept = own(unsafe { libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3) })?;
+    let null = File::open("/dev/null")?;
+    replace(&null, 0)?;
+    Ok(kept)
+}
+
+/// Standard output and standard error lead nowhere from now on.
+pub fn silence() -> io::Result<()> {
+    let null = OpenOptions::new().write(true).open("/dev/null")?;
+    replace(&null, 1)?;
+    replace(&null, 2)
+}
+
+/// Standard output (1) or standard error (2) leads into a named pipe that somebody reads.
+pub fn print_into(path: &OsStr, standard: RawFd) -> io::Result<()> {
+    // Where nobody reads, this fails instead of waiting.
+    let mut options = OpenOptions::new();
+    let pipe = options
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    set_status(&pipe, 0)?;
+    replace(&pipe, standard)
+}
+
+fn replace(by: &impl AsRawFd, standard: RawFd) -> io::Result<()> {
+    // SAFETY: takes no pointers; what the standard descriptors lead to is owned by nobody.
+    check(unsafe { libc::dup2(by.as_raw_fd(), standard) }).map(drop)
+}
+
+/// Forks: 0 in the child, its number in the parent.
+pub fn fork() -> io::Result<i32> {
+    // SAFETY: this process has one thread, so no lock is held by another one in the child.
+    check(unsafe { libc::fork() })
+}
+
+/// Leaves the session of whoever started this process.
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::setsid() }).map(drop)
+}
+
+/// Asks the kernel to kill this process when its parent ends.
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map(drop)
+}
+
+/// Keeps this process and all that it starts from gaining privileges by starting a program.
+pub fn forbid_privileges() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
+}
+
+/// Whether the other end of a pipe is closed.
+pub fn is_hung_up(fd: &OwnedFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one structure, as said.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLHUP != 0 }
+}
+
+/// A process that can be signalled without meaning another that got its number.
+pub fn process(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    own(libc::c_int::try_from(fd).unwrap_or(-1))
+}
+
+/// Signals a process of [`process`]. Errors mean that it has ended.
+pub fn signal(process: &OwnedFd, signal: i32) {
+    let none = ptr::null::<libc::siginfo_t>();
+    // SAFETY: no information is given along.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal,
+            none,
+            0,
+        )
+    };
 }

@@ -1,0 +1,83 @@
+//! The command line of mode `monitor`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use crate::args::{parse_bytes, parse_seconds};
+
+/// What `monitor` is asked for.
+#[derive(Debug)]
+pub struct Monitor {
+    pub folder: OsString,
+    pub tmpfs: Vec<Tmpfs>,
+    /// Since the beginning of Unix time.
+    pub deadline: Option<Duration>,
+    pub grace: Duration,
+    pub log_bytes: u64,
+    pub command: OsString,
+    pub arguments: Vec<OsString>,
+}
+
+/// One `--tmpfs`.
+#[derive(Debug)]
+pub struct Tmpfs {
+    pub path: OsString,
+    pub bytes: u64,
+}
+
+/// Reads the arguments that follow the mode.
+///
+/// # Errors
+///
+/// In one sentence, what is wrong with them.
+pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Monitor, String> {
+    let mut monitor = Monitor {
+        folder: OsString::new(),
+        tmpfs: Vec::new(),
+        deadline: None,
+        grace: Duration::from_secs(10),
+        log_bytes: 64 << 20,
+        command: OsString::new(),
+        arguments: Vec::new(),
+    };
+    while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            monitor.command = arguments.next().ok_or("no command follows --")?;
+            monitor.arguments = arguments.collect();
+            if monitor.folder.is_empty() {
+                return Err("--folder is missing".into());
+            }
+            return Ok(monitor);
+        }
+        let name = argument.to_str().filter(|name| name.starts_with("--"));
+        let Some(name) = name else {
+            return Err(format!("{argument:?} is not an option, see --help"));
+        };
+        let value = arguments
+            .next()
+            .ok_or_else(|| format!("{name} needs a value"))?;
+        match name {
+            "--folder" => monitor.folder = value,
+            "--tmpfs" => monitor.tmpfs.push(parse_tmpfs(&value)?),
+            "--deadline" => monitor.deadline = Some(parse_seconds(name, &value)?),
+            "--grace" => monitor.grace = parse_seconds(name, &value)?,
+            "--log-bytes" => monitor.log_bytes = parse_bytes(name, &value)?,
+            _ => return Err(format!("{name} is not an option, see --help")),
+        }
+    }
+    Err("-- and a command are missing".into())
+}
+
+fn parse_tmpfs(value: &OsStr) -> Result<Tmpfs, String> {
+    let wrong = || format!("--tmpfs takes BYTES=FOLDER, not {value:?}");
+    let bytes = value.as_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'=');
+    let at = at.ok_or_else(wrong)?;
+    let path = OsStr::from_bytes(&bytes[at + 1..]).to_owned();
+    let bytes = parse_bytes("--tmpfs", OsStr::from_bytes(&bytes[..at])).map_err(|_| wrong())?;
+    if path.is_empty() {
+        return Err(wrong());
+    }
+    Ok(Tmpfs { path, bytes })
+}

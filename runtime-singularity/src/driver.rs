@@ -1,0 +1,161 @@
+//! From an accepted run to a started one: its image, its container, its monitor.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+use v6_helper::{RunLock, StopCause};
+use v6_runtime::{Pending, RunId, RunPhase, RunSpec, StartFailure, StartFailureCause};
+
+use crate::error::{Error, Result, blocking};
+use crate::image::{Fault, Ready};
+use crate::record::Record;
+use crate::state::Shared;
+use crate::{files, plan, translate};
+
+/// A run to be started.
+pub(crate) struct Job {
+    pub(crate) id: RunId,
+    pub(crate) record: Record,
+    pub(crate) spec: RunSpec,
+    /// Whoever has it works on the run.
+    pub(crate) lock: Arc<RunLock>,
+}
+
+/// Brings a run to its start, or notes why not. Told to stop, it leaves the run not begun.
+pub(crate) async fn drive(shared: Arc<Shared>, job: Job, stop: CancellationToken) {
+    let id = job.id.clone();
+    // Kept until all is written down: a run that nobody works on and of which nothing is noted would
+    // count as abandoned.
+    let lock = job.lock.clone();
+    let deadline = job.record.deadline;
+    let starting = Box::pin(start(&shared, job));
+    let started = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        () = passed(deadline) => {
+            // A wish to cancel that came before it stands.
+            let place = shared.runs.place(&id);
+            let decided = blocking(move || {
+                let failed = Error::host("the deadline cannot be noted");
+                place.0.stop(StopCause::Deadline, SystemTime::now()).map_err(failed)
+            });
+            if let Err(error) = decided.await {
+                tracing::warn!(run = %id, %error, "a passed deadline could not be noted");
+            }
+            None
+        }
+        started = starting => Some(started),
+    };
+    if let Some(Err(error)) = started {
+        let failure = match error {
+            Fault::Failure(failure) => failure,
+            Fault::Step(error) => StartFailure::new(cause(&error), explain(&error)),
+        };
+        let place = shared.runs.place(&id);
+        if let Err(error) = blocking(move || place.fail(&failure)).await {
+            tracing::error!(run = %id, %error, "why a run could not be started could not be noted");
+        }
+    }
+    drop(lock);
+    shared.set_pending(&id, None);
+    if !stop.is_cancelled()
+        && let Err(error) = shared.refresh_unlocked(&id).await
+    {
+        tracing::warn!(run = %id, %error, "a run that was started could not be looked at");
+    }
+}
+
+/// A step's failure with all its causes: it is read by people, and nothing else keeps it.
+fn explain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn cause(error: &Error) -> StartFailureCause {
+    match error {
+        Error::Host { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            StartFailureCause::Unschedulable
+        }
+        _ => StartFailureCause::Engine,
+    }
+}
+
+/// Waits for a time of the wall clock.
+async fn passed(deadline: Option<SystemTime>) {
+    // In steps, since the clock may be set meanwhile.
+    const STEP: Duration = Duration::from_secs(30);
+    let Some(deadline) = deadline else {
+        return std::future::pending().await;
+    };
+    while let Ok(left) = deadline.duration_since(SystemTime::now()) {
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(STEP)).await;
+    }
+}
+
+async fn start(shared: &Arc<Shared>, job: Job) -> Result<(), Fault> {
+    let tell = |pending| {
+        shared.set_pending(&job.id, Some(pending));
+        let phase = RunPhase::Pending(pending);
+        shared
+            .hub
+            .update(translate::status_at(&job.id, &job.record, phase));
+    };
+    tell(Pending::PullingImage);
+    let image = shared.images.ensure(&job.spec.image).await?;
+    tell(Pending::Queued);
+    let room = shared.starts.acquire().await;
+    tell(Pending::Starting);
+    // From here on nothing waits for anybody but this machine, and nothing is left half done.
+    let (at_work, job_id) = (shared.clone(), job.id.clone());
+    let launched = tokio::spawn(async move { launch(&at_work, job, image).await }).await;
+    drop(room);
+    launched.unwrap_or_else(|error| {
+        let message = format!("the start of {job_id} broke: {error}");
+        let failure = StartFailure::new(StartFailureCause::Engine, message);
+        Err(Fault::Failure(failure))
+    })
+}
+
+async fn launch(shared: &Arc<Shared>, job: Job, image: Ready) -> Result<(), Fault> {
+    let place = shared.runs.place(&job.id);
+    let planned = plan::plan(&job.spec, &place, &image, &shared.config, &shared.seccomp);
+    let planned = planned.map_err(Fault::Failure)?;
+    files::make(planned.files).await?;
+    if shared.egress.is_wanted() {
+        shared.egress.open(&job.id, &job.record.egress)?;
+    }
+    let line = shared
+        .engine
+        .exec(&image, &planned.container, &planned.init);
+    let environment: Vec<(OsString, OsString)> = shared.engine.environment();
+    let (helper, monitor) = (shared.helper.clone(), planned.monitor);
+    let mounts = job.spec.mounts;
+    let lock = job.lock;
+    blocking(move || {
+        let failed = Error::host("the mounts of this machine cannot be read");
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
+        if let Some(why) = mounts
+            .iter()
+            .find_map(|mount| plan::unusable(mount, &mountinfo))
+        {
+            let cause = StartFailureCause::MountUnusable;
+            return Ok(Err(Fault::Failure(StartFailure::new(cause, why))));
+        }
+        files::link_helper(&helper, &place)?;
+        place
+            .0
+            .launch(&helper, &monitor, &line, &environment, &lock)?;
+        Ok(Ok(()))
+    })
+    .await?
+}
