@@ -50,6 +50,9 @@ pub struct DockerConfig {
     pub start_timeout: Duration,
     /// How many containers are made and started at once; 8. Pulls do not count.
     pub concurrent_starts: NonZeroU32,
+    /// Whether a file that a run has written is read from the engine's own disk where this process
+    /// can; true. Otherwise always through the engine's API, as from an engine on another machine.
+    pub local_files: bool,
 }
 
 impl DockerConfig {
@@ -81,6 +84,7 @@ impl DockerConfig {
             call_timeout: Duration::from_secs(60),
             start_timeout: Duration::from_secs(300),
             concurrent_starts: count(8),
+            local_files: true,
         }
     }
 
@@ -167,6 +171,7 @@ setters! {
     with_call_timeout call_timeout: Duration,
     with_start_timeout start_timeout: Duration,
     with_concurrent_starts concurrent_starts: NonZeroU32,
+    with_local_files local_files: bool,
 }
 
 impl DockerConfig {

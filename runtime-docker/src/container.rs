@@ -18,6 +18,7 @@ use v6_runtime::{
 
 use crate::archive::{Content, Entry};
 use crate::config::DockerConfig;
+use crate::disk;
 use crate::image::LocalImage;
 use crate::quirks::Quirks;
 use crate::record::{Part, Record, name};
@@ -25,8 +26,8 @@ use crate::record::{Part, Record, name};
 /// Where our own things are inside a container.
 pub(crate) const HELPER: &str = "/.v6/helper";
 const CLAIM: &str = "/.v6/claim";
-/// The same file, where it is collected.
-pub(crate) const CLAIM_COLLECTED: &str = "/.v6/out/claim";
+/// Its name among what is collected.
+pub(crate) const CLAIM_COLLECTED: &str = "claim";
 /// What is collected, read-only: the folder, since Podman cannot copy a file that is a mount.
 const COLLECTED: &str = "/.v6/out";
 const ENV: &str = "/.v6/env";
@@ -50,13 +51,13 @@ pub(crate) struct Traits {
     pub(crate) quirks: Quirks,
 }
 
-/// The path inside the container at which an output is collected.
-pub(crate) fn collected_at(index: usize) -> String {
-    format!("{COLLECTED}/{index}")
+/// The path inside the container at which something is collected: an output's number, or the claim.
+pub(crate) fn collected_at(name: &str) -> String {
+    format!("{COLLECTED}/{name}")
 }
 
-/// The files of a run's volume.
-pub(crate) fn files(spec: &RunSpec, config: &DockerConfig) -> Vec<Entry> {
+/// The files of the volume of this attempt at a run.
+pub(crate) fn files(attempt: &str, spec: &RunSpec, config: &DockerConfig) -> Vec<Entry> {
     let owned = |mode: u32| {
         if spec.trust.image_user {
             // Who the image's user is, is known only once it is there. Nobody else sees the volume.
@@ -67,6 +68,11 @@ pub(crate) fn files(spec: &RunSpec, config: &DockerConfig) -> Vec<Entry> {
     };
     let mut entries = vec![
         entry("helper", (0o555, 0, 0), bytes_of(v6_helper::PROGRAM)),
+        entry(
+            disk::ATTEMPT,
+            (0o444, 0, 0),
+            Content::Bytes(Bytes::copy_from_slice(attempt.as_bytes())),
+        ),
         entry("in", (0o755, 0, 0), Content::Folder),
         entry("out", (0o755, 0, 0), Content::Folder),
         entry("out/claim", owned(0o600), bytes_of(&[])),

@@ -35,6 +35,7 @@ mod cleanup;
 mod config;
 mod connect;
 mod container;
+mod disk;
 mod driver;
 mod egress;
 mod engine;

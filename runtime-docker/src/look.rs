@@ -10,10 +10,10 @@ use v6_runtime::{Pending, ResultStream, RunId, RunStatus};
 
 use crate::container::CLAIM_COLLECTED;
 use crate::error::{Error, Result};
+use crate::lease;
 use crate::record::{self, Marks, Part, Record};
 use crate::state::Shared;
 use crate::translate::{self, Seen};
-use crate::{archive, lease};
 
 /// How many containers are looked at at once.
 const AT_ONCE: usize = 8;
@@ -24,13 +24,15 @@ pub(crate) struct Look {
     pub(crate) record: Record,
     pub(crate) marks: Marks,
     pub(crate) container: Option<ContainerInspectResponse>,
+    /// The engine's path of the run's volume.
+    pub(crate) volume: String,
     pub(crate) status: RunStatus,
 }
 
 /// What there is of a run whose container was not seen at first.
 enum Trace {
     /// It was started just now.
-    Started(ContainerInspectResponse),
+    Started(Box<ContainerInspectResponse>),
     /// Its files are stored, or were to be: it was surely not started.
     Stored,
     /// Nothing: whatever it was, it is gone.
@@ -41,6 +43,8 @@ enum Trace {
 struct Volumes {
     record: Record,
     marks: Marks,
+    /// The engine's path of the record.
+    volume: String,
 }
 
 /// How late the engine's news of an out-of-memory kill may be.
@@ -141,7 +145,12 @@ impl Shared {
             for (part, mark) in noted {
                 marks.add(part, &mark.labels, &record);
             }
-            Ok(Volumes { record, marks })
+            let volume = volume.mountpoint;
+            Ok(Volumes {
+                record,
+                marks,
+                volume,
+            })
         };
         records.into_iter().map(put_together).collect()
     }
@@ -159,7 +168,7 @@ impl Shared {
             if let Some(container) = self.engine.container(&name).await?
                 && self.is_ours(&container, record)
             {
-                return Ok(Trace::Started(container));
+                return Ok(Trace::Started(Box::new(container)));
             }
             if self.was_cut_short(record).await? {
                 return Ok(Trace::Stored);
@@ -185,7 +194,11 @@ impl Shared {
         volumes: Volumes,
         container: Option<ContainerInspectResponse>,
     ) -> Result<Option<Look>> {
-        let Volumes { record, marks } = volumes;
+        let Volumes {
+            record,
+            marks,
+            volume,
+        } = volumes;
         let container = container.filter(|container| self.is_ours(container, &record));
         let container = match container {
             Some(container) if marks.cancelled.is_none() && marks.deadline.is_none() => {
@@ -198,14 +211,18 @@ impl Shared {
         let mut claim = None;
         match &container {
             Some(container) if translate::wants_claim(&record, container) => {
-                claim = self.claim(container).await?;
+                claim = self.claim(container, &record, &volume).await?;
             }
             Some(_) => {}
             None if marks.failed.is_none() && driven.is_none() => {
                 match Box::pin(self.trace(&record)).await? {
                     Trace::Started(container) => {
-                        let volumes = Volumes { record, marks };
-                        return Box::pin(self.judge(volumes, Some(container))).await;
+                        let volumes = Volumes {
+                            record,
+                            marks,
+                            volume,
+                        };
+                        return Box::pin(self.judge(volumes, Some(*container))).await;
                     }
                     Trace::Stored => files = true,
                     Trace::None => {}
@@ -252,6 +269,7 @@ impl Shared {
             record,
             marks,
             container,
+            volume,
         }))
     }
 
@@ -308,13 +326,17 @@ impl Shared {
 
     /// What `init` wrote about the end. It comes from inside the sandbox: what cannot be read is
     /// no claim, and no error.
-    async fn claim(&self, container: &ContainerInspectResponse) -> Result<Option<Claim>> {
+    async fn claim(
+        &self,
+        container: &ContainerInspectResponse,
+        record: &Record,
+        volume: &str,
+    ) -> Result<Option<Claim>> {
         let Some(id) = container.id.clone() else {
             return Ok(None);
         };
         let limit = MAX_CLAIM as u64;
-        let docker = self.engine.docker.clone();
-        let bytes = archive::get_file(docker, id, CLAIM_COLLECTED.to_owned(), limit);
+        let bytes = self.collected(&id, record, volume, CLAIM_COLLECTED, limit);
         let bytes = bytes.try_fold(Vec::new(), |mut all, piece| async move {
             all.extend_from_slice(&piece);
             Ok(all)

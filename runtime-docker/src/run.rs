@@ -90,7 +90,7 @@ impl Shared {
     ) -> Result<Volume> {
         let files = self.name(&record.id, Part::Files);
         let volume = self.make_record(record, &files).await?;
-        let entries = container::files(spec, &self.config);
+        let entries = container::files(&record.attempt, spec, &self.config);
         let putting = async {
             archive::put(&self.engine.docker, &files, STORE, entries).await?;
             self.note_stored(record).await

@@ -223,15 +223,11 @@ impl Runtime for DockerRuntime {
     }
 
     fn collect(&self, id: &RunId, output: &OutputName) -> ResultStream<Bytes> {
-        let (shared, id, output) = (self.shared.clone(), id.clone(), output.clone());
+        let (shared, run, output) = (self.shared.clone(), id.clone(), output.clone());
         let bytes = async move {
-            let failed = |kind, message: String| {
-                Err(Error::new(kind, message)
-                    .with_run(&id)
-                    .with_operation("collect"))
-            };
-            let look = told(shared.look(&id).await, "collect", Some(&id))?;
-            let look = look.ok_or_else(|| Error::no_such_run(&id).with_operation("collect"))?;
+            let failed = |kind, message: String| Err(Error::new(kind, message));
+            let look = shared.look(&run).await.map_err(Error::from)?;
+            let look = look.ok_or_else(|| Error::no_such_run(&run))?;
             let Some(stored) = look.record.outputs.get(&output) else {
                 return failed(ErrorKind::NotFound, format!("there is no output {output}"));
             };
@@ -247,15 +243,18 @@ impl Runtime for DockerRuntime {
                     "its program never ran, or its container is gone".into(),
                 );
             };
-            let (docker, path) = (shared.engine.docker.clone(), collected_at(stored.index));
-            let limit = stored.limit.get();
+            let (name, limit) = (stored.index.to_string(), stored.limit.get());
             Ok(if stored.folder {
-                archive::get_folder(docker, container, path, limit, stored.skip.clone())
+                let docker = shared.engine.docker.clone();
+                let skip = stored.skip.clone();
+                archive::get_folder(docker, container, collected_at(&name), limit, skip)
             } else {
-                archive::get_file(docker, container, path, limit)
+                shared.collected(&container, &look.record, &look.volume, &name, limit)
             })
         };
-        Box::pin(stream::once(bytes).try_flatten())
+        let id = id.clone();
+        let bytes = stream::once(bytes).try_flatten();
+        Box::pin(bytes.map_err(move |error: Error| error.with_run(&id).with_operation("collect")))
     }
 
     fn connections(&self) -> ResultStream<Connection> {

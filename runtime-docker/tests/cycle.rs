@@ -14,6 +14,7 @@ use v6_runtime::{
     InputStream, Mount, MountSource, Outcome, Output, Resources, RunPhase, Runtime, RuntimeExt,
     Secret, StartFailureCause,
 };
+use v6_runtime_docker::DockerRuntime;
 
 #[tokio::test]
 async fn files_go_in_and_out() {
@@ -63,6 +64,14 @@ async fn files_go_in_and_out() {
         "{logs}"
     );
     let result = docker
+        .collect_bytes(&id, &output("result"), 1000)
+        .await
+        .unwrap();
+    assert_eq!(result, "plain secret strs3cr3t", "{logs}");
+    // As from an engine whose disk this process does not see.
+    let remote = DockerRuntime::connect(bench.config.clone().with_local_files(false));
+    let remote = remote.await.unwrap();
+    let result = remote
         .collect_bytes(&id, &output("result"), 1000)
         .await
         .unwrap();

@@ -11,7 +11,9 @@ const COUNTERS: [&str; 2] = [
 
 /// How many processes the kernel has killed so far; `None` if it does not tell.
 pub fn kills() -> Option<u64> {
-    let texts = COUNTERS.iter().filter_map(|path| fs::read_to_string(path).ok());
+    let texts = COUNTERS
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok());
     texts.into_iter().find_map(|text| count(&text))
 }
 

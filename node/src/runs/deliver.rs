@@ -31,12 +31,14 @@ pub async fn deliver(node: &Node, context: &RunContext, ended: &EngineStatus) {
         .outcome()
         .cloned()
         .unwrap_or_else(|| Outcome::Lost("it has no end".into()));
-    let report = harvest(node, context, &outcome).await;
-    let printed = match ended.started {
-        Some(_) => logs::whole(node, context, &id).await,
-        None if context.share_logs => Printed::Shared(String::new()),
-        None => Printed::Withheld,
+    let printed = async {
+        match ended.started {
+            Some(_) => logs::whole(node, context, &id).await,
+            None if context.share_logs => Printed::Shared(String::new()),
+            None => Printed::Withheld,
+        }
     };
+    let (report, printed) = tokio::join!(harvest(node, context, &outcome), printed);
     tracing::info!(run = context.run, task = context.task, verdict = %report.verdict, "the run is over");
     if let Some(ended) = ended.finished.and_then(|at| at.elapsed().ok()) {
         let milliseconds = ended.as_secs_f64() * 1e3;
