@@ -112,7 +112,7 @@ impl Shared {
             while self.place_is_held(id).await? {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            Ok(())
+            Ok::<(), Error>(())
         };
         tokio::time::timeout(PATIENCE, waiting)
             .await

@@ -50,10 +50,7 @@ pub(crate) async fn connect(config: SingularityConfig) -> Result<Arc<Shared>> {
     let images = Images::new(&config, engine.clone())?;
     let mut notices = Vec::new();
     let mut capabilities = capabilities();
-    let release = rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned();
+    let release = kernel_release();
     if kernel(&release).is_none_or(|found| found < COUNTED_APART) {
         capabilities.resources.pids = false;
         notices.push(format!(
@@ -106,6 +103,12 @@ fn capabilities() -> Capabilities {
     all.grace = true;
     all.pull = true;
     all
+}
+
+/// Which kernel this is; nothing if it does not tell.
+pub(crate) fn kernel_release() -> String {
+    let read = fs::read_to_string("/proc/sys/kernel/osrelease");
+    read.unwrap_or_default().trim().to_owned()
 }
 
 /// The first two numbers of a kernel's release.

@@ -127,7 +127,6 @@ impl Engine {
         format: ImageFormat,
         credentials: Option<&RegistryCredentials>,
         plain: bool,
-        _part: &Path,
     ) -> Result<()> {
         let mut arguments: Vec<OsString> = vec!["build".into(), "--disable-cache".into()];
         if format == ImageFormat::Folder {
@@ -139,6 +138,14 @@ impl Engine {
         }
         arguments.extend([target.as_os_str().to_owned(), source.to_owned()]);
         let mut secret = Vec::new();
+        // The way out of a house that has only one.
+        for name in ["http_proxy", "https_proxy", "no_proxy"] {
+            for name in [name.to_owned(), name.to_uppercase()] {
+                if let Ok(value) = std::env::var(&name) {
+                    secret.push((name, value));
+                }
+            }
+        }
         if let Some(credentials) = credentials {
             for prefix in ["APPTAINER", "SINGULARITY"] {
                 let mut set = |name: &str, value: &str| {

@@ -44,7 +44,7 @@ impl Shared {
             return Ok(None);
         };
         let place = self.runs.place(id);
-        let looked = (|| {
+        let looked = (|| -> Result<_> {
             let failed = || Error::host(format!("the run's folder {} cannot be read", place.0));
             // In this order: a failure is noted before the lock is given back.
             let sight = place.0.look().map_err(failed())?;
@@ -104,7 +104,7 @@ pub(crate) fn list(shared: Arc<Shared>) -> ResultStream<RunStatus> {
             async move { shared.look(&id).await }
         });
         let found = looks.buffer_unordered(AT_ONCE);
-        Ok::<_, Error>(found.try_filter_map(|look| async { Ok(look.map(|look| look.status)) }))
+        Ok::<_, Error>(found.try_filter_map(|look| async move { Ok(look.map(|look| look.status)) }))
     };
     let statuses = stream::once(ids).try_flatten();
     Box::pin(statuses.map_err(|error| Public::from(error).with_operation("list")))

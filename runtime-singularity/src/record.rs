@@ -185,7 +185,7 @@ impl Runs {
         let maker = std::process::id();
         let name = format!(".{id}.new-{maker}-{:016x}", rand::random::<u64>());
         let new = Place(RunFolder::new(self.folder.join(name)));
-        let made = (|| {
+        let made = (|| -> io::Result<Option<RunLock>> {
             fs::DirBuilder::new().mode(0o700).create(new.path())?;
             let lock = new.0.lock()?.ok_or(io::ErrorKind::ResourceBusy)?;
             new.0.prepare()?;
@@ -300,7 +300,7 @@ impl Place {
     /// Notes why it could not be started, for good.
     pub(crate) fn fail(&self, failure: &StartFailure) -> Result<()> {
         let path = self.file(FAILED);
-        let noted = (|| {
+        let noted = (|| -> io::Result<()> {
             let text = serde_json::to_vec(failure)?;
             let temporary = self.file("failed.new");
             write_new(&temporary, &text, 0o600)?;

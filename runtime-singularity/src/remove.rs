@@ -57,7 +57,7 @@ fn remove_files(top: &Path, first: &mut Option<io::Error>) -> io::Result<Vec<Pat
 /// Moves the folders in a folder up to `top`, removes its files and then the folder itself.
 fn empty_into(folder: &Path, top: &Path, moved: &mut u64, first: &mut Option<io::Error>) {
     open_up(folder);
-    let emptied = (|| {
+    let emptied = (|| -> io::Result<()> {
         for inner in remove_files(folder, first)? {
             open_up(&inner);
             *moved += 1;

@@ -116,10 +116,9 @@ impl Runtime for SingularityRuntime {
         let asked = engine.ask_version(self.shared.config.call_timeout).await;
         told(asked, "ping", None)?;
         let mut said = EngineInfo::new(engine.name, engine.version);
-        let system = rustix::system::uname();
         let facts = [
             ("program", engine.program.display().to_string()),
-            ("kernel", system.release().to_string_lossy().into_owned()),
+            ("kernel", connect::kernel_release()),
             ("architecture", v6_helper::ARCHITECTURE.to_owned()),
             ("folder", self.shared.config.folder.display().to_string()),
             (

@@ -74,7 +74,9 @@ impl Shared {
                     Ok((free, place.0.look().map_err(failed)?))
                 });
                 match sight.await? {
-                    (true, _) | (_, Sight::Ended(_) | Sight::Lost { .. }) => return Ok(()),
+                    (true, _) | (_, Sight::Ended(_) | Sight::Lost { .. }) => {
+                        return Ok::<(), Error>(());
+                    }
                     // Also where nobody watches, and no news would come.
                     _ => tokio::time::sleep(LOOK_AGAIN).await,
                 }

@@ -167,8 +167,10 @@ impl Watch {
         };
         let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
         let fd = inotify::init(flags).map_err(|error| failed()(error.into()))?;
+        #[expect(deprecated, reason = "an OwnedFd is what the safe form is right for")]
+        let fd = AsyncFd::new(fd).map_err(failed())?;
         let mut watch = Self {
-            fd: AsyncFd::new(fd).map_err(failed())?,
+            fd,
             on: HashMap::new(),
         };
         shared.runs.make()?;

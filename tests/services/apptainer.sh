@@ -21,7 +21,6 @@ names() {
 	dir=$work/apptainer
 	root=$dir/root
 	fuse=$work/run/fuse.mode
-	name_test_user
 }
 
 # Download packages of another release, with lists and settings of our own, from where

@@ -60,29 +60,6 @@ need_packages() {
 	[ -n "$ok" ] || die "apt-get failed: see $cache/apt.log"
 }
 
-# --- The ordinary user ------------------------------------------------------------
-# Who that is, in V6_TEST_USER: one of our own, or the caller if he is no root.
-name_test_user() {
-	: "${V6_TEST_USER:=v6-node-tests}"
-	[ "$(id -u)" = 0 ] || V6_TEST_USER=$(id -un)
-}
-
-# Somebody without rights who may have user ids of his own in containers.
-need_user() {
-	local from
-	if [ "$(id -u)" = 0 ] && ! id "$V6_TEST_USER" >/dev/null 2>&1; then
-		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$V6_TEST_USER" ||
-			die "cannot make the user $V6_TEST_USER"
-		say "made the user $V6_TEST_USER, who is kept"
-	fi
-	if grep -q "^$V6_TEST_USER:" /etc/subuid && grep -q "^$V6_TEST_USER:" /etc/subgid; then return 0; fi
-	[ "$(id -u)" = 0 ] || die "the user $V6_TEST_USER has no subordinate ids in /etc/subuid and /etc/subgid, and only root can give him some"
-	# Behind all that are given away already.
-	from=$(cat /etc/subuid /etc/subgid 2>/dev/null | awk -F: '$2 + $3 > top {top = $2 + $3} END {printf "%d", (top > 1000000 ? top : 1000000)}')
-	usermod --add-subuids "$from-$((from + 65535))" --add-subgids "$from-$((from + 65535))" "$V6_TEST_USER" ||
-		die "cannot give subordinate ids to $V6_TEST_USER"
-}
-
 # --- The cache -----------------------------------------------------------------
 # The first 12 digits of the SHA-256 of the input, to name what is built from it.
 fingerprint() { sha256sum | cut -c1-12; }
@@ -204,6 +181,27 @@ remove_tree() {
 	end_processes "$1"
 	while read -r path; do umount -l "$path" || true; done < <(awk -v d="$1/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -r)
 	rm -rf --one-file-system "$1" || die "cannot remove $1"
+}
+
+# --- An ordinary user ------------------------------------------------------------
+# Who runs an engine without any right: V6_TEST_USER if we are root, or else we ourselves.
+: "${V6_TEST_USER:=v6-node-tests}"
+[ "$(id -u)" = 0 ] || V6_TEST_USER=$(id -un)
+
+# Somebody without rights who may have user ids of his own in containers.
+need_user() {
+	local from
+	if [ "$(id -u)" = 0 ] && ! id "$V6_TEST_USER" >/dev/null 2>&1; then
+		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$V6_TEST_USER" ||
+			die "cannot make the user $V6_TEST_USER"
+		say "made the user $V6_TEST_USER, who is kept"
+	fi
+	if grep -q "^$V6_TEST_USER:" /etc/subuid && grep -q "^$V6_TEST_USER:" /etc/subgid; then return 0; fi
+	[ "$(id -u)" = 0 ] || die "the user $V6_TEST_USER has no subordinate ids in /etc/subuid and /etc/subgid, and only root can give him some"
+	# Behind all that are given away already.
+	from=$(cat /etc/subuid /etc/subgid 2>/dev/null | awk -F: '$2 + $3 > top {top = $2 + $3} END {printf "%d", (top > 1000000 ? top : 1000000)}')
+	usermod --add-subuids "$from-$((from + 65535))" --add-subgids "$from-$((from + 65535))" "$V6_TEST_USER" ||
+		die "cannot give subordinate ids to $V6_TEST_USER"
 }
 
 # --- The Docker engine ----------------------------------------------------------

@@ -18,7 +18,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 names() {
 	dir=$work/podman
-	name_test_user
 	whose=(root user)
 	[ "$(id -u)" = 0 ] || whose=(user)
 }

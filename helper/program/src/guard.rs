@@ -62,8 +62,13 @@ fn guard(
     let mut fail = |what: String| {
         let _ = tell.write_all(what.as_bytes());
     };
-    let prepared = sys::die_with_parent()
-        .map_err(|error| format!("cannot be ended with its parent: {error}"))
+    // What the starter reads from must not stay open for as long as the run lasts.
+    let prepared = sys::silence()
+        .map_err(|error| format!("cannot open /dev/null: {error}"))
+        .and_then(|()| {
+            sys::die_with_parent()
+                .map_err(|error| format!("cannot be ended with its parent: {error}"))
+        })
         .and_then(|()| match sys::is_hung_up(life) {
             // It ended before we asked to end with it.
             true => Err("the monitor is gone".to_owned()),

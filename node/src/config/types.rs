@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
-use v6_runtime::Owner;
+use v6_runtime::{ImageRef, Owner};
 
 use super::database::Database;
 use super::egress::Endpoint;
@@ -123,6 +123,8 @@ pub struct Runtime {
     pub egress: BTreeMap<Action, Vec<Endpoint>>,
     /// Where Docker listens; the client's own default if none.
     pub docker_host: Option<String>,
+    /// What Apptainer or SingularityCE is to do.
+    pub singularity: Singularity,
     /// HTTP proxies for the node's own connections.
     pub proxy: Proxy,
     /// PEM files of certificate authorities to trust besides the usual ones. Absolute.
@@ -141,10 +143,10 @@ pub struct Total {
 /// Limits on one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunLimits {
-    /// Processors, in thousandths.
-    pub cpu_milli: NonZeroU32,
-    /// Memory in bytes.
-    pub memory_bytes: NonZeroU64,
+    /// Processors, in thousandths; `None` is no limit.
+    pub cpu_milli: Option<NonZeroU32>,
+    /// Memory in bytes; `None` is no limit.
+    pub memory_bytes: Option<NonZeroU64>,
     /// Processes and threads.
     pub pids: NonZeroU32,
     /// The temporary folder's size in bytes.
@@ -164,6 +166,8 @@ pub struct RunLimits {
 pub enum RuntimeKind {
     /// Docker, through its API.
     Docker,
+    /// Apptainer or SingularityCE on this machine, without a daemon.
+    Singularity,
 }
 
 impl RuntimeKind {
@@ -171,8 +175,22 @@ impl RuntimeKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Docker => "docker",
+            Self::Singularity => "singularity",
         }
     }
+}
+
+/// The `runtime.singularity:` section.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Singularity {
+    /// The command; found by itself if none.
+    pub program: Option<PathBuf>,
+    /// The folder with the images; below `data_dir` if none. Absolute.
+    pub cache: Option<PathBuf>,
+    /// Whether images are kept as one file each instead of unpacked.
+    pub sif: bool,
+    /// Images of this machine by name: files or folders. Absolute.
+    pub images: BTreeMap<ImageRef, PathBuf>,
 }
 
 /// More than the floor, for the images that match, at a risk that the operator named.

@@ -10,7 +10,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use reqwest::Client;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
@@ -20,7 +19,8 @@ use v6_runtime::{
 };
 
 use super::describe::{Description, digest_from, own_platform};
-use super::{archive, registry, words};
+use super::registry::{self, Clients};
+use super::{archive, words};
 use crate::config::{ImageFormat, SingularityConfig};
 use crate::engine::Engine;
 use crate::error::{Error as Step, Result, blocking};
@@ -49,9 +49,9 @@ pub(crate) enum Fault {
     Step(Step),
 }
 
-impl<E: Into<Step>> From<E> for Fault {
-    fn from(error: E) -> Self {
-        Self::Step(error.into())
+impl From<Step> for Fault {
+    fn from(error: Step) -> Self {
+        Self::Step(error)
     }
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Images {
     format: ImageFormat,
     local: BTreeMap<ImageRef, PathBuf>,
     credentials: Vec<v6_runtime::RegistryCredentials>,
-    client: Client,
+    clients: Clients,
     engine: Engine,
     timeout: Duration,
 }
@@ -86,7 +86,7 @@ impl Images {
             format: config.image_format,
             local: config.images.clone(),
             credentials: config.credentials.clone(),
-            client: registry::client(config.call_timeout)?,
+            clients: Clients::new(config.call_timeout)?,
             engine,
             timeout: config.build_timeout,
         })
@@ -111,7 +111,7 @@ impl Images {
             return Err(Error::new(ErrorKind::NotFound, message).into());
         }
         let credentials = registry::credentials(&self.credentials, image);
-        let (resolved, description) = registry::resolve(&self.client, credentials, image).await?;
+        let (resolved, description) = registry::resolve(&self.clients, credentials, image).await?;
         let beside = Beside {
             resolved: resolved.clone(),
             description,
@@ -157,44 +157,67 @@ impl Images {
 
     /// The image, built if it is not here. Dropping the future stops the building.
     pub(crate) async fn ensure(&self, image: &ResolvedImage) -> Result<Ready, Fault> {
-        if let Some(path) = self.local.get(&image.reference) {
-            let (path, name) = (path.clone(), image.reference.clone());
-            let found = blocking(move || Ok(look(&path, &name)?)).await?;
-            if found.resolved.identity != image.identity {
-                let message = format!(
-                    "{} is another image now: {}, not {}",
-                    found.path.display(),
-                    found.resolved.identity.digest(),
-                    image.identity.digest()
-                );
-                return Err(unusable(message));
-            }
-            let Some(transport) = found.transport else {
-                return Ok(Ready {
-                    path: found.path,
-                    description: found.description,
-                    native: true,
-                });
-            };
-            let mut source = OsString::from(format!("{transport}:"));
-            source.push(&found.path);
-            let beside = Beside {
-                resolved: found.resolved,
-                description: found.description,
-            };
-            return self.build(image, source, beside).await;
-        }
         if let Some(ready) = self.ready(image).await? {
             return Ok(ready);
         }
+        if let Some(path) = self.local.get(&image.reference) {
+            return self.ensure_local(path, image).await;
+        }
         let pinned = image.reference.pinned(image.identity.digest().clone());
         let credentials = registry::credentials(&self.credentials, &pinned);
-        let resolved = registry::resolve(&self.client, credentials, &pinned).await;
+        let resolved = registry::resolve(&self.clients, credentials, &pinned).await;
         let (resolved, description) = resolved.map_err(|error| failure_of(&error))?;
         let source = OsString::from(format!("docker://{}", pinned));
         let beside = Beside {
             resolved,
             description,
+        };
+        self.build(image, source, beside).await
+    }
+
+    /// An image of this machine: from where its name leads, or any other of ours, if that is what it
+    /// was when it was resolved.
+    async fn ensure_local(&self, path: &Path, image: &ResolvedImage) -> Result<Ready, Fault> {
+        let others = self.local.values().filter(|other| *other != path);
+        let paths: Vec<PathBuf> = [path]
+            .into_iter()
+            .chain(others.map(PathBuf::as_path))
+            .map(Path::to_owned)
+            .collect();
+        let (name, wanted) = (image.reference.clone(), image.identity.clone());
+        let found = blocking(move || {
+            let mut now = None;
+            for path in &paths {
+                match look(path, &name) {
+                    Ok(found) if found.resolved.identity == wanted => return Ok(Ok(found)),
+                    Ok(found) if path == &paths[0] => now = Some(found.resolved.identity),
+                    Err(error) if path == &paths[0] => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            Ok(Err(now))
+        })
+        .await?;
+        let found = found.map_err(|now| {
+            let now = now.map_or_else(String::new, |now| now.digest().to_string());
+            unusable(format!(
+                "{} is another image now: {now}, not {}",
+                image.reference,
+                image.identity.digest()
+            ))
+        })?;
+        let Some(transport) = found.transport else {
+            return Ok(Ready {
+                path: found.path,
+                description: found.description,
+                native: true,
+            });
+        };
+        let mut source = OsString::from(format!("{transport}:"));
+        source.push(&found.path);
+        let beside = Beside {
+            resolved: found.resolved,
+            description: found.description,
         };
         self.build(image, source, beside).await
     }
@@ -235,7 +258,7 @@ impl Images {
         let is_plain = registry::is_plain(image.reference.registry());
         let build = self
             .engine
-            .build(&source, &target, format, credentials, is_plain, &part.0);
+            .build(&source, &target, format, credentials, is_plain);
         match tokio::time::timeout_at(until, build).await {
             Ok(Ok(())) => {}
             Ok(Err(Step::Engine { words: said, .. })) => {

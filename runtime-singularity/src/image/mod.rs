@@ -7,5 +7,6 @@ mod registry;
 mod words;
 
 pub(crate) use cache::{Fault, Images, Ready};
+#[cfg(test)]
 pub(crate) use describe::Description;
 pub(crate) use words::last_lines;

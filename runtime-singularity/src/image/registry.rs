@@ -36,24 +36,39 @@ pub(crate) fn credentials<'a>(
     all.iter().find(|entry| entry.registry == image.registry())
 }
 
-/// A client for all registries.
-pub(crate) fn client(timeout: Duration) -> Result<Client> {
-    let client = Client::builder().timeout(timeout).build();
-    client.map_err(|error| {
-        Error::new(
-            ErrorKind::Unexpected,
-            "no client for registries can be made",
-        )
-        .with_source(error)
-    })
+/// Clients for all registries.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    /// Of this machine: no proxy leads there.
+    here: Client,
+    elsewhere: Client,
+}
+
+impl Clients {
+    pub(crate) fn new(timeout: Duration) -> Result<Self> {
+        let build = |builder: reqwest::ClientBuilder| {
+            builder.timeout(timeout).build().map_err(|error| {
+                let message = "no client for registries can be made";
+                Error::new(ErrorKind::Unexpected, message).with_source(error)
+            })
+        };
+        Ok(Self {
+            here: build(Client::builder().no_proxy())?,
+            elsewhere: build(Client::builder())?,
+        })
+    }
 }
 
 /// An image's identity and description.
 pub(crate) async fn resolve(
-    client: &Client,
+    clients: &Clients,
     credentials: Option<&RegistryCredentials>,
     image: &ImageRef,
 ) -> Result<(ResolvedImage, Description)> {
+    let client = match is_plain(image.registry()) {
+        true => &clients.here,
+        false => &clients.elsewhere,
+    };
     let mut asking = Asking {
         client,
         credentials,

@@ -6,6 +6,7 @@
 //! v6-conformance matrix docs/conformance
 //! ```
 
+mod apptainer;
 mod engine;
 mod images;
 mod matrix;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use v6_runtime_conformance::{Harness, MemoryHarness, Options};
 
+use crate::apptainer::{ApptainerHarness, ApptainerOptions};
 use crate::engine::{EngineHarness, EngineOptions};
 
 /// Checks a container runtime against its contract.
@@ -41,6 +43,8 @@ struct Arguments {
     runtime: Option<Kind>,
     #[command(flatten)]
     engine: EngineOptions,
+    #[command(flatten)]
+    apptainer: ApptainerOptions,
     #[command(flatten)]
     suite: Options,
 }
@@ -80,6 +84,8 @@ enum Kind {
     Docker,
     /// Podman's service at --host
     Podman,
+    /// Apptainer on this machine, with the probe of --archive
+    Singularity,
 }
 
 impl Kind {
@@ -88,13 +94,14 @@ impl Kind {
             Self::Memory => "memory",
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Singularity => "singularity",
         }
     }
 
     /// Where the engine usually is: the variable that says it, and the place without one.
     fn engine(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Memory => None,
+            Self::Memory | Self::Singularity => None,
             Self::Docker => Some(("DOCKER_HOST", "unix:///var/run/docker.sock")),
             Self::Podman => Some(("CONTAINER_HOST", "unix:///run/podman/podman.sock")),
         }
@@ -116,14 +123,13 @@ fn main() -> ExitCode {
         (Some(Command::Prove(prove)), _) => seeds::prove(
             |seed| {
                 let made = engine(prove.runtime, prove.engine.clone())?;
-                let made =
-                    made.ok_or("the in-memory runtime's faults are tried by its own tests")?;
+                let made = made.ok_or("faults are made on the way to an engine's API only")?;
                 Ok(Arc::new(made.with_seed(seed)))
             },
             &prove.faults,
             prove.whole,
         ),
-        (None, Some(runtime)) => harness(runtime, arguments.engine)
+        (None, Some(runtime)) => harness(runtime, arguments.engine, arguments.apptainer)
             .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
         (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
     };
@@ -140,6 +146,11 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
         (None, Some(kind)) => (kind, &arguments.engine),
         _ => return Ok(None),
     };
+    if kind == Kind::Singularity
+        && let Some(user) = arguments.apptainer.user()
+    {
+        return user::again_as(&user);
+    }
     let host = kind
         .engine()
         .map(|(variable, default)| options.host(variable, default));
@@ -152,14 +163,21 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     }
 }
 
-fn harness(kind: Kind, options: EngineOptions) -> Result<Arc<dyn Harness>, String> {
+fn harness(
+    kind: Kind,
+    options: EngineOptions,
+    apptainer: ApptainerOptions,
+) -> Result<Arc<dyn Harness>, String> {
+    if kind == Kind::Singularity {
+        return Ok(Arc::new(ApptainerHarness::new(apptainer)?));
+    }
     Ok(match engine(kind, options)? {
         Some(engine) => Arc::new(engine),
         None => Arc::new(MemoryHarness::new().map_err(|error| error.to_string())?),
     })
 }
 
-/// The harness of a runtime that has an engine outside of this process.
+/// The harness of a runtime that has an engine with an API outside of this process.
 fn engine(kind: Kind, options: EngineOptions) -> Result<Option<EngineHarness>, String> {
     let Some((variable, default)) = kind.engine() else {
         return Ok(None);

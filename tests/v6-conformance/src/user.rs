@@ -20,18 +20,42 @@ pub(crate) fn again_as_owner_of(socket: &Path) -> io::Result<Option<ExitCode>> {
         // There is none: connecting to it says so better.
         return Ok(None);
     };
+    again(socket.uid(), socket.gid())
+}
+
+/// Runs this program again as this user, if that is somebody else and we may; its exit code.
+///
+/// # Errors
+/// A user that this machine does not have; whatever keeps it from being started.
+pub(crate) fn again_as(user: &str) -> io::Result<Option<ExitCode>> {
+    let users = std::fs::read_to_string("/etc/passwd")?;
+    let ids = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, _, uid, gid) = (
+            fields.next()?,
+            fields.next()?,
+            fields.next()?,
+            fields.next()?,
+        );
+        (name == user).then_some((uid.parse().ok()?, gid.parse().ok()?))
+    });
+    let (uid, gid) = ids.ok_or_else(|| io::Error::other(format!("there is no user {user}")))?;
+    again(uid, gid)
+}
+
+fn again(uid: u32, gid: u32) -> io::Result<Option<ExitCode>> {
     // A folder that we make is ours.
     let folder = tempfile::tempdir()?;
     let we = folder.path().metadata()?.uid();
-    if we == socket.uid() || we != 0 {
+    if we == uid || we != 0 {
         return Ok(None);
     }
-    chown(folder.path(), Some(socket.uid()), Some(socket.gid()))?;
+    chown(folder.path(), Some(uid), Some(gid))?;
     // Not by the program's path, which only root may be able to reach.
     let ended = Command::new("/proc/self/exe")
         .args(std::env::args_os().skip(1))
-        .uid(socket.uid())
-        .gid(socket.gid())
+        .uid(uid)
+        .gid(gid)
         .current_dir("/")
         .env("TMPDIR", folder.path())
         .env("HOME", folder.path())

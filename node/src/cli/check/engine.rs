@@ -9,7 +9,7 @@ use v6_runtime::{ErrorKind, Floor, ImageRef, PullPolicy, Runtime};
 
 use super::{Finding, Probe};
 use crate::cli::render;
-use crate::config::Config;
+use crate::config::{Config, RuntimeKind};
 
 /// Probes of a runtime that was connected to.
 #[must_use]
@@ -43,13 +43,17 @@ pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn P
 /// The one probe when there is no connection.
 #[must_use]
 pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
-    let remedy = match error.kind() {
-        ErrorKind::Denied => {
+    let remedy = match (config.runtime.kind, error.kind()) {
+        (RuntimeKind::Docker, ErrorKind::Denied) => {
             "give this user access to the engine; who may use Docker's socket is root on this machine"
         }
-        ErrorKind::Unavailable | ErrorKind::Timeout => {
+        (RuntimeKind::Docker, ErrorKind::Unavailable | ErrorKind::Timeout) => {
             "start the engine, or set runtime.docker.host to where it listens"
         }
+        (RuntimeKind::Singularity, ErrorKind::Denied) => {
+            "let this user make user name spaces, and own the folder; docs/operating.md says how"
+        }
+        (_, ErrorKind::Quota) => "make room on the disk of runtime.data_dir",
         _ => "correct the runtime: section of the configuration",
     };
     let message = format!(
@@ -142,7 +146,8 @@ impl Probe for Limits {
         let message = format!("the engine cannot limit: {}", missing.join(", "));
         Finding::fail(
             message,
-            "enable the cgroup controllers that this needs; runs that ask for such a limit are refused",
+            "enable the cgroup controllers that this needs, or write runtime.run.cpus: none and \
+             runtime.run.memory: none; runs that ask for such a limit are refused",
         )
     }
 }
