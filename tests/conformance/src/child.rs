@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
@@ -208,8 +208,7 @@ async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
             let stream = MountSource::Stream(crate::cases::patterned(size));
             let spec = bench.spec(&format!("verify /in/file {size}")).await?;
             let spec = spec.with_mount(Mount::new(stream, path("/in/file")));
-            let before = anonymous_memory()?;
-            let mut peak = before;
+            let mut growth = Growth::start()?;
             let id = run_id(&id);
             let mut call = bench.runtime.run(&id, &spec);
             let mut looks = tokio::time::interval(LOOK_AGAIN);
@@ -219,33 +218,31 @@ async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
                         accepted?;
                         break;
                     }
-                    _ = looks.tick() => peak = peak.max(anonymous_memory()?),
+                    _ = looks.tick() => growth.look()?,
                 }
             }
             // What this process was about to start ends with it.
             bench.running(&id).await?;
-            return Ok((peak - before).to_string());
+            return Ok(growth.bytes().to_string());
         }
         Task::Collect { id } => {
-            let before = anonymous_memory()?;
-            let mut peak = before;
+            let mut growth = Growth::start()?;
             let mut chunks = bench.runtime.collect(&run_id(&id), &output("result"));
             while let Some(chunk) = chunks.try_next().await? {
-                peak = peak.max(anonymous_memory()?);
+                growth.look()?;
                 drop(chunk);
             }
-            return Ok((peak - before).to_string());
+            return Ok(growth.bytes().to_string());
         }
         Task::ReadLogs { id } => {
-            let before = anonymous_memory()?;
-            let (mut peak, mut read) = (before, 0);
+            let (mut growth, mut read) = (Growth::start()?, 0);
             let options = v6_runtime::LogOptions::default().with_follow(true);
             let mut chunks = bench.runtime.logs(&run_id(&id), options);
             while let Some(chunk) = chunks.try_next().await? {
-                peak = peak.max(anonymous_memory()?);
+                growth.look()?;
                 read += chunk.bytes.len();
             }
-            return Ok(format!("{} {read}", peak - before));
+            return Ok(format!("{} {read}", growth.bytes()));
         }
     }
     Ok(String::new())
@@ -261,6 +258,39 @@ pub(crate) fn half_made(spec: RunSpec, reader: tokio::io::DuplexStream) -> RunSp
 pub(crate) fn can_measure() -> Result<(), Stop> {
     let told = anonymous_memory().map(drop);
     told.map_err(|failure| Stop::Environment(failure.to_string()))
+}
+
+/// How much larger this process has become at most.
+struct Growth {
+    before: u64,
+    peak: u64,
+    /// To look takes longer than what comes between two pieces of a log.
+    next: Instant,
+}
+
+impl Growth {
+    fn start() -> Result<Self, Failure> {
+        let before = anonymous_memory()?;
+        Ok(Self {
+            before,
+            peak: before,
+            next: Instant::now(),
+        })
+    }
+
+    /// Looks, the first time and then now and again.
+    fn look(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        if now >= self.next {
+            self.peak = self.peak.max(anonymous_memory()?);
+            self.next = now + LOOK_AGAIN;
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.peak - self.before
+    }
 }
 
 /// Bytes of memory of this process that no file stands behind.

@@ -91,8 +91,8 @@ pub trait Harness: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Points a name at the probe's image (`old: false`) or at another one, which does nothing but
-    /// exit with 99, and returns the name. The engine has both images.
+    /// Points a name at the probe's image or at another one, which does nothing but exit with 99,
+    /// and returns the name. The engine has both images.
     ///
     /// # Errors
     /// Whatever keeps it from being done.

@@ -225,7 +225,7 @@ impl Report {
 }
 
 /// `mounts.stream: true` and so on.
-fn by_name(capabilities: &Capabilities) -> BTreeMap<String, bool> {
+pub(crate) fn by_name(capabilities: &Capabilities) -> BTreeMap<String, bool> {
     let mut names = BTreeMap::new();
     let value = serde_json::to_value(capabilities).unwrap_or_default();
     for (name, value) in value.as_object().into_iter().flatten() {

@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,8 +19,9 @@ use v6_runtime_conformance::{
 };
 use v6_runtime_docker::{DockerConfig, DockerRuntime};
 
+#[cfg(feature = "faults")]
+use crate::prove::{How, Seed};
 use crate::registries::Started;
-use crate::seeds::Seed;
 use crate::{images, planted};
 
 /// How long an engine may take to come back.
@@ -32,13 +33,17 @@ const PIECES: [usize; 5] = [1, 3, 7, 64, 1021];
 /// The label of what belongs to an owner, as `docs/` has it.
 const OWNER_LABEL: &str = "v6-runtime.owner";
 
+/// The file in the suite's folder that names the fault that it is at.
+#[cfg(feature = "faults")]
+const FAULT: &str = "fault";
+
 /// How an engine is reached, and what the suite may do with it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineOptions {
     /// Where the engine listens, unix:///PATH or tcp://ADDRESS:PORT [default: DOCKER_HOST or
     /// CONTAINER_HOST, or the engine's usual socket]
     #[arg(long, value_name = "ADDRESS")]
-    host: Option<String>,
+    host: Option<Address>,
     /// The image that holds the probe; the engine has to have it (tests/algorithms/build probe)
     #[arg(long, value_name = "IMAGE", default_value = "localhost/v6-probe:test")]
     probe: String,
@@ -52,10 +57,20 @@ pub(crate) struct EngineOptions {
 
 impl EngineOptions {
     /// Where the engine is: as the options say, or else this variable or this default.
-    pub(crate) fn host(&self, variable: &str, default: &str) -> String {
-        let set = || std::env::var(variable).ok().filter(|host| !host.is_empty());
-        let host = self.host.clone().or_else(set);
-        host.unwrap_or_else(|| default.to_owned())
+    ///
+    /// # Errors
+    /// A variable that is no address.
+    pub(crate) fn host(
+        &self,
+        variable: &str,
+        default: &str,
+    ) -> std::result::Result<Address, String> {
+        if let Some(host) = &self.host {
+            return Ok(host.clone());
+        }
+        let set = std::env::var(variable).ok().filter(|host| !host.is_empty());
+        let host = set.as_deref().unwrap_or(default);
+        host.parse().map_err(|error| format!("{variable}: {error}"))
     }
 }
 
@@ -78,6 +93,22 @@ pub(crate) fn failed<E: std::error::Error + Send + Sync + 'static>(
     move |error| Failed(Error::new(ErrorKind::Unexpected, what).with_source(error))
 }
 
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Some repeat their cause's words.
+        let words = error.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Whether the engine says that there is no such thing.
 pub(crate) fn is_absent(error: &bollard::errors::Error) -> bool {
     matches!(
@@ -94,13 +125,23 @@ pub(crate) fn is_absent(error: &bollard::errors::Error) -> bool {
 struct Folder(PathBuf);
 
 impl Folder {
+    fn path() -> PathBuf {
+        std::env::temp_dir().join(format!("v6-{}", suite_process()))
+    }
+
     fn new() -> std::io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("v6-{}", suite_process()));
+        let path = Self::path();
         match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(Self(path)),
         }
     }
+}
+
+/// The name of the fault that the process that has started this one is at.
+#[cfg(feature = "faults")]
+pub(crate) fn fault_of_the_parent() -> Option<String> {
+    std::fs::read_to_string(Folder::path().join(FAULT)).ok()
 }
 
 impl Drop for Folder {
@@ -111,12 +152,26 @@ impl Drop for Folder {
     }
 }
 
+/// Changes the body of a request.
+type Rewrite = fn(&mut serde_json::Value);
+/// Makes a runtime of one, with the folder of this suite and its children.
+type Wrap = dyn Fn(Arc<dyn Runtime>, &Path) -> Arc<dyn Runtime> + Send + Sync;
+
+/// What is made wrong on purpose, to see the suite fail.
+#[derive(Default)]
+struct Tampering {
+    /// Of requests that make a container.
+    rewrite: Option<Rewrite>,
+    /// Of every value of the runtime.
+    wrap: Option<Box<Wrap>>,
+}
+
 /// How one owner's runtime values reach the engine.
 struct Way {
     proxy: FaultProxy,
     /// Dropped, it ends the streams of events.
     events: RuleGuard,
-    _seed: Option<RuleGuard>,
+    _rewrite: Option<RuleGuard>,
 }
 
 /// The engine, and a proxy before it for each owner.
@@ -130,7 +185,7 @@ pub(crate) struct EngineHarness {
     ways: Mutex<HashMap<Owner, Way>>,
     /// Owners for whose cases something was made past the runtime.
     made_for: Mutex<HashSet<Owner>>,
-    seed: Option<&'static Seed>,
+    tampering: Tampering,
     kind: &'static str,
 }
 
@@ -138,13 +193,12 @@ impl EngineHarness {
     /// The engine of this kind at this address.
     ///
     /// # Errors
-    /// An address that is none; an image name that is none; no temporary folder.
+    /// An image name that is none; registries that cannot be read; no temporary folder.
     pub(crate) fn new(
         options: EngineOptions,
-        host: &str,
+        engine: Address,
         kind: &'static str,
     ) -> std::result::Result<Self, String> {
-        let engine: Address = host.parse().map_err(|error| format!("{host}: {error}"))?;
         let version = bollard::API_DEFAULT_VERSION;
         let docker = match &engine {
             Address::Unix(path) => {
@@ -154,7 +208,7 @@ impl EngineHarness {
                 Docker::connect_with_http(&address.to_string(), CALL_SECONDS, version)
             }
         }
-        .map_err(|error| format!("{host}: {error}"))?;
+        .map_err(|error| format!("{engine}: {error}"))?;
         let probe = ImageRef::parse(&options.probe).map_err(|error| error.to_string())?;
         Ok(Self {
             engine,
@@ -169,14 +223,64 @@ impl EngineHarness {
                 .transpose()?,
             ways: Mutex::default(),
             made_for: Mutex::default(),
-            seed: None,
+            tampering: Tampering::default(),
             kind,
         })
     }
 
-    /// Every container of a run is made with this fault.
-    pub(crate) fn with_seed(mut self, seed: &'static Seed) -> Self {
-        self.seed = Some(seed);
+    /// Whether there is an engine, with the probe: what a hundred cases would find out otherwise.
+    ///
+    /// # Errors
+    /// What is missing, and what to do about it.
+    pub(crate) async fn check(&self) -> std::result::Result<(), String> {
+        let engine = &self.engine;
+        let answered = self.docker.clone().negotiate_version().await;
+        let docker = answered
+            .map_err(|error| format!("no engine answers at {engine}: {}", chain(&error)))?;
+        let probe = &self.probe;
+        let image = match docker.inspect_image(&probe.to_string()).await {
+            Ok(image) => image,
+            Err(error) if is_absent(&error) => {
+                return Err(format!(
+                    "the engine at {engine} has no image {probe}: load it with \
+                     DOCKER_HOST={engine} tests/algorithms/build probe, or name another with --probe"
+                ));
+            }
+            Err(error) => return Err(format!("the image {probe}: {}", chain(&error))),
+        };
+        let program = image.config.and_then(|config| config.entrypoint);
+        match program.as_deref() {
+            Some([program]) if program.ends_with("probe") => Ok(()),
+            other => Err(format!(
+                "{probe} is not the probe's image: its entry point is {other:?}, and not the one \
+                 program v6-probe"
+            )),
+        }
+    }
+
+    /// With this fault, also for the children of this process.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    #[cfg(feature = "faults")]
+    pub(crate) fn with_fault(self, seed: &'static Seed) -> std::result::Result<Self, String> {
+        std::fs::write(self.folder.0.join(FAULT), seed.name)
+            .map_err(|error| format!("the suite's folder: {error}"))?;
+        Ok(self.again_with(seed))
+    }
+
+    /// With the fault of the process that has started this one.
+    #[cfg(feature = "faults")]
+    pub(crate) fn again_with(mut self, seed: &'static Seed) -> Self {
+        match seed.how {
+            How::Container(rewrite) => self.tampering.rewrite = Some(rewrite),
+            How::Caller(caller) => {
+                self.tampering.wrap =
+                    Some(Box::new(move |inner: Arc<dyn Runtime>, folder: &Path| {
+                        caller.wrap(inner, folder)
+                    }));
+            }
+        }
         self
     }
 
@@ -196,16 +300,16 @@ impl EngineHarness {
         let listen = Address::Unix(self.folder.0.join(name));
         let proxy = FaultProxy::start(listen, self.engine.clone())
             .map_err(failed("starting a proxy before the engine"))?;
-        let seed = self.seed.map(|seed| {
+        let rewrite = self.tampering.rewrite.map(|rewrite| {
             let create = Requests::any()
                 .method("POST")
                 .path_ends_with("/containers/create");
-            proxy.add(Rule::new(create, Wrong::rewrite(seed.rewrite)))
+            proxy.add(Rule::new(create, Wrong::rewrite(rewrite)))
         });
         Ok(Way {
             events: proxy.add(events()),
             proxy,
-            _seed: seed,
+            _rewrite: rewrite,
         })
     }
 
@@ -235,7 +339,11 @@ impl Harness for EngineHarness {
             let message = format!("{} is {}, not {}", self.engine, runtime.kind(), self.kind);
             return Err(Error::new(ErrorKind::InvalidSpec, message));
         }
-        Ok(Arc::new(runtime))
+        let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+        Ok(match &self.tampering.wrap {
+            Some(wrap) => wrap(runtime, &self.folder.0),
+            None => runtime,
+        })
     }
 
     fn probe_image(&self) -> ImageRef {

@@ -11,8 +11,9 @@ mod engine;
 mod images;
 mod matrix;
 mod planted;
+#[cfg(feature = "faults")]
+mod prove;
 mod registries;
-mod seeds;
 mod user;
 
 use std::path::PathBuf;
@@ -20,7 +21,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use v6_runtime_conformance::{Harness, MemoryHarness, Options};
+use v6_fault_proxy::Address;
+use v6_runtime_conformance::{Harness, MemoryHarness, Options, suite_process};
 
 use crate::apptainer::{ApptainerHarness, ApptainerOptions};
 use crate::engine::{EngineHarness, EngineOptions};
@@ -56,11 +58,13 @@ enum Command {
         /// Where the reports are, NAME.yaml each
         folder: PathBuf,
     },
-    /// Show that the suite can fail: make faults of isolation at a real engine, one after the
-    /// other, and see which cases fail
+    /// Show that the suite can fail: make faults at a real engine, one after the other, and see
+    /// which cases fail
+    #[cfg(feature = "faults")]
     Prove(Prove),
 }
 
+#[cfg(feature = "faults")]
 #[derive(Args)]
 struct Prove {
     /// The runtime on whose engine the faults are made
@@ -120,15 +124,22 @@ fn main() -> ExitCode {
     }
     let done = match (arguments.command, arguments.runtime) {
         (Some(Command::Matrix { folder }), _) => matrix::write(&folder),
-        (Some(Command::Prove(prove)), _) => seeds::prove(
-            |seed| {
+        #[cfg(feature = "faults")]
+        (Some(Command::Prove(prove)), _) => prove::prove(
+            || {
                 let made = engine(prove.runtime, prove.engine.clone())?;
-                let made = made.ok_or("faults are made on the way to an engine's API only")?;
-                Ok(Arc::new(made.with_seed(seed)))
+                let memory = "the in-memory runtime's faults are tried by its own tests: \
+                              cargo test -p v6-runtime-conformance --features faults";
+                made.ok_or_else(|| memory.to_owned())
             },
             &prove.faults,
             prove.whole,
         ),
+        // What there is to list does not depend on an engine.
+        (None, Some(_)) if arguments.suite.list => {
+            harness(Kind::Memory, arguments.engine, arguments.apptainer)
+                .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite))
+        }
         (None, Some(runtime)) => harness(runtime, arguments.engine, arguments.apptainer)
             .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
         (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
@@ -142,6 +153,7 @@ fn main() -> ExitCode {
 /// Runs all of this as somebody else, where the engine is somebody else's.
 fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     let (kind, options) = match (&arguments.command, arguments.runtime) {
+        #[cfg(feature = "faults")]
         (Some(Command::Prove(prove)), _) => (prove.runtime, &prove.engine),
         (None, Some(kind)) => (kind, &arguments.engine),
         _ => return Ok(None),
@@ -154,12 +166,10 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     let host = kind
         .engine()
         .map(|(variable, default)| options.host(variable, default));
-    match host
-        .as_deref()
-        .and_then(|host| host.strip_prefix("unix://"))
-    {
-        Some(socket) => user::again_as_owner_of(std::path::Path::new(socket)),
-        None => Ok(None),
+    match host {
+        Some(Ok(Address::Unix(socket))) => user::again_as_owner_of(&socket),
+        // What is no address is told where it is used.
+        _ => Ok(None),
     }
 }
 
@@ -182,6 +192,13 @@ fn engine(kind: Kind, options: EngineOptions) -> Result<Option<EngineHarness>, S
     let Some((variable, default)) = kind.engine() else {
         return Ok(None);
     };
-    let host = options.host(variable, default);
-    EngineHarness::new(options, &host, kind.name()).map(Some)
+    let host = options.host(variable, default)?;
+    let made = EngineHarness::new(options, host, kind.name())?;
+    // A child of the suite is asked for an answer, and its parent has looked.
+    if suite_process() == std::process::id() {
+        tokio::runtime::Runtime::new()
+            .map_err(|error| error.to_string())?
+            .block_on(made.check())?;
+    }
+    Ok(Some(made))
 }

@@ -42,6 +42,9 @@ case::cases! {
     a_slow_pull_delays_no_other_run ["RUN-9"]: "while the image of one run does not arrive, others start and end";
     #[needs(pull)]
     #[alone]
+    one_image_is_fetched_for_many ["IMG-1", "RUN-9"]: "runs of two processes that need the same image at the same time all get it";
+    #[needs(pull)]
+    #[alone]
     a_pull_can_be_cancelled ["CAN-1"]: "a run whose image is being fetched is cancelled at once";
     #[needs(pull)]
     #[alone]
@@ -86,6 +89,24 @@ async fn a_prefetched_image_is_there(bench: Bench) -> case::Outcome {
     let spec = RunSpec::new(image).with_args(["exit", "4"]);
     runtime.run(&id, &spec).await?;
     bench.ends_with(&id, 4).await
+}
+
+async fn one_image_is_fetched_for_many(bench: Bench) -> case::Outcome {
+    let name = bench.registries().await?.open;
+    let other = bench.restarted().await?;
+    let benches = [&bench, &other];
+    let image = bench.runtime.resolve(&name, PullPolicy::Always).await?;
+    let spec = RunSpec::new(image).with_args(["exit", "4"]);
+    let runs = (0..6).map(|number| {
+        let (bench, spec) = (benches[number % 2], &spec);
+        async move {
+            let id = run_id(&format!("run-{number}"));
+            bench.runtime.run(&id, spec).await?;
+            bench.ends_with(&id, 4).await
+        }
+    });
+    futures_util::future::try_join_all(runs).await?;
+    Ok(())
 }
 
 async fn a_private_image_is_pulled(bench: Bench) -> case::Outcome {

@@ -1,11 +1,12 @@
 //! What surrounds the program: folders of the machine, scratch space, trust, groups, usage.
 
+use std::collections::BTreeSet;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use v6_runtime::{
-    Access, Capabilities, Mount, MountSource, Outcome, Resources, RunSpec, Runtime,
+    Access, Capabilities, Gpu, Mount, MountSource, Outcome, Resources, RunSpec, Runtime,
     StartFailureCause, Trust,
 };
 
@@ -44,6 +45,8 @@ case::cases! {
     the_temporary_folder_is_limited ["FLOOR-5"]: "no more than the limit can be written to TMPDIR";
     #[needs(|c: &Capabilities| c.trust.then_some(()).ok_or("trust"))]
     trust_is_what_opens_the_root ["FLOOR-5"]: "the root file system can be written by an image that is trusted to, and by no other";
+    #[needs(|c: &Capabilities| c.resources.gpu.then_some(()).ok_or("resources.gpu"))]
+    graphics_processors_are_given ["RUN-6"]: "a run that asks for graphics processors has devices that another has not";
     #[needs(groups)]
     further_groups_are_given ["RUN-6"]: "the program has the group ids that the spec names";
     #[needs(volumes)]
@@ -240,6 +243,32 @@ async fn trust_is_what_opens_the_root(bench: Bench) -> case::Outcome {
         let wanted = format!("\"ok\":{allowed}");
         holds(&format!("{id}: {log}"), log.contains(&wanted))?;
     }
+    Ok(())
+}
+
+/// The names in `/dev` of a run with these resources.
+async fn devices(
+    bench: &Bench,
+    id: &str,
+    resources: Resources,
+) -> Result<BTreeSet<String>, Failure> {
+    let spec = bench.spec("list /dev").await?.with_resources(resources);
+    let log = bench.done(&run_id(id), &spec).await?;
+    let told: serde_json::Value =
+        serde_json::from_str(&log).map_err(|error| format!("{error}: {log}"))?;
+    let entries = told["entries"].as_object().ok_or("nothing is in /dev")?;
+    Ok(entries.keys().cloned().collect())
+}
+
+async fn graphics_processors_are_given(bench: Bench) -> case::Outcome {
+    let plain = devices(&bench, "plain", Resources::default()).await?;
+    let all = Resources::default().with_gpu(Gpu::All);
+    let given = devices(&bench, "given", all).await?;
+    let more = given.difference(&plain).count();
+    holds(
+        &format!("it has {given:?}, and without {plain:?}"),
+        more > 0,
+    )?;
     Ok(())
 }
 

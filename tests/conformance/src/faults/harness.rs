@@ -21,7 +21,7 @@ const LARGE: usize = (3 << 20) + 1;
 /// A harness for the in-memory runtime with one fault in it, or with none.
 ///
 /// The runtime declares more than memory has: the whole isolation floor, limits of processor time,
-/// and usage. A program
+/// graphics processors and usage. A program
 /// there is a closure and has no kernel around it, so what it says of one is pretended. That
 /// shows nothing about isolation, and all about the cases that look for it: they are green as long
 /// as the pretence is good, and each has to be red when a fault spoils it.
@@ -61,6 +61,7 @@ impl SeededHarness {
         let mut capabilities = MemoryEngine::all_capabilities();
         capabilities.floor = Floor::all();
         capabilities.resources.cpu = true;
+        capabilities.resources.gpu = true;
         capabilities.usage = true;
         engine.set_capabilities(capabilities);
         let world = Arc::new(World::new(engine));

@@ -7,11 +7,10 @@
 //! case may be named by none.
 //!
 //! The list is in `seeds.rs`, what each fault does is in the module for its subject, and
-//! [`table()`] prints it, which is `docs/conformance/faults.md`.
+//! [`table()`] prints it, beside those of an engine, which is `docs/conformance/faults.md`.
 //!
-//! Faults of another engine, such as one behind a proxy that weakens the containers it makes, are
-//! an enum of their own, declared with the same macro (see `table.rs`); the cases that only such
-//! an engine can run are [`ELSEWHERE`].
+//! Cases that only an engine outside of this process can run are [`ELSEWHERE`]: faults at such an
+//! engine, made by `v6-conformance prove`, turn them red.
 //!
 //! To add a case, add the fault that it is there to find. To see one at work:
 //!

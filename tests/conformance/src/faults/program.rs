@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use v6_runtime::memory::ProgramContext;
 
 use super::Seed;
-use super::specs::GROUPS;
+use super::specs::{GPU, GROUPS};
 use super::world::World;
 use crate::probe::pattern;
 use crate::probe_memory::Instead;
@@ -43,6 +43,16 @@ impl Instead for Pretended {
                 let all: Vec<Value> = (1..30).map(seen).collect();
                 report(ctx, &json!({"step": "processes", "processes": all}));
             }
+            ["list", "/dev"] => {
+                let mut entries = json!({"null": {"kind": "device"}});
+                if ctx.var(GPU).is_some() {
+                    entries["gpu0"] = json!({"kind": "device"});
+                }
+                report(
+                    ctx,
+                    &json!({"step": "list", "path": "/dev", "entries": entries}),
+                );
+            }
             ["spin", time] => {
                 let time = time.parse().ok()?;
                 tokio::time::sleep(Duration::from_millis(time)).await;
@@ -72,6 +82,7 @@ impl Pretended {
         }
         let mut env = ctx.env().clone();
         env.remove(GROUPS);
+        env.remove(GPU);
         let set = |seed| {
             if has(seed) {
                 SOME_CAPABILITY

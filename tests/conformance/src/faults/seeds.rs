@@ -123,6 +123,8 @@ seeds! {
         ]
         /// While one image is being fetched no other run starts.
         PullsHoldUpOthers [a_slow_pull_delays_no_other_run]
+        /// An image that is being fetched for one run cannot be had for another.
+        FetchesGetInEachOthersWay [one_image_is_fetched_for_many]
         /// `cancel` while the image is being fetched is forgotten.
         PullsAreNotCancelled [a_pull_can_be_cancelled]
         /// Credentials that the runtime has are not used.
@@ -246,6 +248,8 @@ seeds! {
         GroupsIncludeRoots [further_groups_are_given]
         /// `resources.cpu` is declared, and the limit ignored.
         ProcessorLimitIsIgnored [a_processor_limit_binds]
+        /// `resources.gpu` is declared, and ignored.
+        GraphicsProcessorsAreIgnored [graphics_processors_are_given]
         /// `usage` is declared, and processor time not told.
         ProcessorTimeIsNotTold [usage_is_told a_processor_limit_binds]
         /// `usage` is declared, and peak memory not told.

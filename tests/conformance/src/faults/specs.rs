@@ -14,6 +14,8 @@ use super::{Seed, streams};
 
 /// Tells the pretended kernel which groups a run has.
 pub(super) const GROUPS: &str = "V6_PRETENDED_GROUPS";
+/// Tells it that a run has graphics processors.
+pub(super) const GPU: &str = "V6_PRETENDED_GPU";
 /// What a folder is called that stands in for a file's.
 const FOLDER: &str = "folder-of-a-fault";
 
@@ -29,6 +31,9 @@ pub(super) fn altered(seed: Option<Seed>, mut spec: RunSpec) -> RunSpec {
             .map(u32::to_string)
             .collect();
         spec = spec.with_env(GROUPS, groups.join(","));
+    }
+    if spec.resources.gpu.is_some() && seed != Some(Seed::GraphicsProcessorsAreIgnored) {
+        spec = spec.with_env(GPU, "all");
     }
     let Some(seed) = seed else { return spec };
     words(seed, &mut spec);

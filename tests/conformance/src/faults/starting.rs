@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use v6_runtime::{
-    Accepted, CleanupOptions, Error, ErrorKind, MountSource, Pending, PullPolicy, Result, RunId,
-    RunPhase, RunSpec, Runtime, RuntimeExt,
+    Accepted, CleanupOptions, Digest, Error, ErrorKind, ImageIdentity, MountSource, Pending,
+    PullPolicy, Result, RunId, RunPhase, RunSpec, Runtime, RuntimeExt,
 };
 
 use super::runtime::Seeded;
@@ -186,6 +186,16 @@ async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted
                 tokio::time::sleep(A_WHILE).await;
             }
             run(spec.clone()).await
+        }
+        Some(Seed::FetchesGetInEachOthersWay) => {
+            let mut spec = spec.clone();
+            let name = spec.image.reference.clone();
+            let here = it.inner.resolve(&name, PullPolicy::Never).await.is_ok();
+            if !here && !it.world.notes().fetching.insert(name.to_string()) {
+                let nothing = Digest::new(format!("sha256:{}", "0".repeat(64)))?;
+                spec.image.identity = ImageIdentity::Manifest(nothing);
+            }
+            run(spec).await
         }
         Some(Seed::StrangersAreAdopted) => match run(spec.clone()).await {
             Err(error) if error.kind() == ErrorKind::Conflict && phase.is_none() => {

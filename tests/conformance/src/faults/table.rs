@@ -13,8 +13,7 @@ use super::{ELSEWHERE, Seed};
 /// }
 /// ```
 ///
-/// Those of the in-memory runtime are [`Seed`]. Another engine that faults are made on, such as
-/// one behind a proxy, gets an enum of its own, declared the same way.
+/// Those of the in-memory runtime are [`Seed`].
 macro_rules! seeds {
     ($(#[doc = $doc:literal])+ $seed:ident: $($title:literal {
         $(#[doc = $first:literal] $(#[doc = $more:literal])* $name:ident [$($case:ident)*] $(+ $set:ident)*)+
@@ -129,21 +128,29 @@ impl fmt::Display for UnknownSeed {
 
 impl std::error::Error for UnknownSeed {}
 
-/// All seeds as a page of Markdown.
+/// All seeds as a page of Markdown, with the faults that are made at a real engine.
 #[must_use]
-pub fn table() -> String {
+pub fn table(engine: Vec<Rows>) -> String {
     let mut page = format!(
         "# Faults\n\n\
          A green report says something only if the suite would be red otherwise. So it is run on runtimes that are\n\
-         known to be wrong: {} faults, each a switch in the in-memory runtime, and beside each the cases that turn red.\n\
-         The self-test `tests/conformance/tests/faults.rs` runs every case on every fault, and fails if one of these\n\
-         stays green, if another turns red, or if a case is never red.\n\n\
-         Written by that test, with `V6_UPDATE=1`.\n",
-        Seed::all().len()
+         known to be wrong, and beside each fault stand the cases that turn red.\n\n\
+         - {} are switches in the in-memory runtime. The self-test `tests/conformance/tests/faults.rs` runs every case on\n  \
+         every one of them, and fails if a case that is named here stays green, if another turns red, or if a case is\n  \
+         never red: `cargo test -p v6-runtime-conformance --features faults`.\n\
+         - {} are made at a real engine, between it and the suite, for what memory has not: a kernel around a program, a\n  \
+         process that can be killed. `cargo run -p v6-conformance --features faults -- prove --runtime docker` runs the\n  \
+         cases that such a fault can touch (with `--whole` all), and is as strict.\n\n\
+         Written by the tests of v6-conformance, with `V6_UPDATE=1`.\n",
+        Seed::all().len(),
+        engine.iter().map(|(_, rows)| rows.len()).sum::<usize>(),
     );
     sections(&mut page, Seed::rows());
+    sections(&mut page, engine);
     page.push_str(
-        "\n## Cases that the in-memory runtime cannot run\n\n| why | cases |\n| --- | --- |\n",
+        "\n## Cases that the in-memory runtime cannot run\n\n\
+         Each is turned red by a fault at a real engine, above.\n\n\
+         | why | cases |\n| --- | --- |\n",
     );
     for (why, cases) in ELSEWHERE {
         let _ = writeln!(page, "| {why} | {} |", listed(cases));

@@ -46,6 +46,8 @@ pub(super) struct Notes {
     pub doubles: HashMap<Key, RunId>,
     /// Runs that a call of `run` is at work on.
     pub starting: HashSet<Key>,
+    /// Images that were not there when a run asked for them first.
+    pub fetching: HashSet<String>,
     /// Runs that are being cleaned up.
     pub going: HashSet<Key>,
     /// How runs that were cleaned up had ended.
