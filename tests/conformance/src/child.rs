@@ -19,7 +19,8 @@ use crate::harness::Harness;
 const VARIABLE: &str = "V6_CONFORMANCE_CHILD";
 /// What the child says when its task is done; it then stays, to be killed.
 const DONE: &str = "v6-conformance-child: ";
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For its task; less than a case may take.
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// What a child does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
