@@ -6,11 +6,13 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "skips are told on stdout")]
 
+mod folder;
 mod real_hq;
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use folder::Folder;
 use libtest_mimic::Arguments;
 use real_hq::{Needs, User, node, text, trial};
 use serde_json::{Value, json};
@@ -130,7 +132,7 @@ async fn a_subtask(seed: &Value, encrypted: bool) {
         grant: proxy_grant().name,
         to: Target::Proxy,
     });
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let gateway = Gateway::new(
         north.clone(),
         us.clone(),

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod fake_hq;
+#[path = "../folder/mod.rs"]
+mod folder;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -9,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fake_hq::{FakeHq, Fate, ORG, TASK, container_token};
+use folder::Folder;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpListener;
@@ -99,7 +102,7 @@ struct Bench {
     send: mpsc::Sender<Connection>,
     stop: CancellationToken,
     token: Secret,
-    folder: tempfile::TempDir,
+    folder: Folder,
 }
 
 fn serve(gateway: &Gateway) -> (mpsc::Sender<Connection>, CancellationToken) {
@@ -131,7 +134,7 @@ fn serve(gateway: &Gateway) -> (mpsc::Sender<Connection>, CancellationToken) {
 impl Bench {
     async fn new(codec: Codec) -> Self {
         let hq = FakeHq::start().await;
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let gateway = gateway(&hq, codec, folder.path()).await;
         let context = context(1, "central_compute");
         let token = gateway.issue_token(&context).await.unwrap();
@@ -383,7 +386,7 @@ fn a_killed_node_makes_no_second_subtask() {
     let (world, first) = (start(), start());
     let hq = world.block_on(FakeHq::start());
     hq.set(|state| state.fates.push_back(Fate::CreateAndHold));
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let body = subtask("1");
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     let mut ours = ours;
