@@ -9,10 +9,12 @@
 #                                             namespaces at once; `up` starts it again
 #   docker-rootless.sh down WORKDIR           ends it and removes all that it left
 #
-# It is beside any other engine, as docker.sh's own is, but in the machine's network, so
-# that it reaches registries on loopback: runs have no network in any case. A crash takes
-# the containers with it, as that of a machine does: what is left in the namespaces of a
-# daemon that was killed alone cannot be found from those of the next.
+# It is beside any other engine, as docker.sh's own is, and has a network of its own, with
+# the registries of registry.sh in the same folder at the ports that they have outside. In
+# the machine's network it must not be: an ordinary user's thread that has entered a
+# container's network may not go back to that one, and pulls made by it reach nothing.
+# A crash takes the containers with it, as that of a machine does: what is left in the
+# namespaces of a daemon that was killed alone cannot be found from those of the next.
 # Called by root, the user is V6_TEST_USER, as of podman.sh.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh
@@ -24,23 +26,47 @@ names() {
 	socket=$dir/run/docker.sock
 }
 
+# The ports of the registries of registry.sh in the same folder.
+registry_ports() {
+	[ -e "$work/registry/env" ] || return 0
+	(
+		# shellcheck source=/dev/null
+		. "$work/registry/env"
+		echo "${V6_REGISTRY_OPEN#*:}" "${V6_REGISTRY_PRIVATE#*:}" "${V6_REGISTRY_STALLED#*:}"
+	)
+}
+
 up() {
+	local port known ports
 	names
 	[ $# = 0 ] || die "up: unknown option $1"
-	need_packages "Docker without rights" rootlesskit uidmap curl
+	need_packages "Docker without rights" rootlesskit uidmap iproute2 socat curl
 	if ! { command -v dockerd && command -v containerd && command -v runc; } >/dev/null; then need_packages "a Docker engine" docker.io; fi
 	need_user
 	mkdir -p "$dir"
 	# The user has to get to his own folder, and nowhere else.
 	chmod a+x "$work" "$dir"
 	install -d -o "$V6_TEST_USER" -g "$(id -gn "$V6_TEST_USER")" -m 700 "$dir"/{run,home,data,exec,tmp}
+	ports=$(registry_ports)
+	known=$(cat "$dir/ports" 2>/dev/null) || true
+	[ "$known" = "$ports" ] || stop_program docker-rootless
+	echo "$ports" >"$dir/ports"
+	for port in $ports; do
+		start_program "docker-rootless-$port" socat "UNIX-LISTEN:$dir/run/port-$port,fork,unlink-early,mode=600,user=$V6_TEST_USER" "TCP:127.0.0.1:$port"
+	done
 	# Not in the user's folder, since root runs it.
 	cat >"$dir/dockerd-rootless" <<-END
 		#!/bin/sh
 		cd "$dir/home" || exit
 		set -- env -i PATH="$PATH" USER="$V6_TEST_USER" HOME="$dir/home" XDG_RUNTIME_DIR="$dir/run" TMPDIR="$dir/tmp" \\
 			rootlesskit --net=host --copy-up=/etc --copy-up=/run --propagation=rslave --state-dir="$dir/run/rootlesskit" \\
-			sh -c 'rm -f /run/docker /run/containerd /run/xtables.lock; exec "\$@"' sh \\
+			unshare --net sh -c '
+				rm -f /run/docker /run/containerd /run/xtables.lock
+				ip link set lo up || exit
+				for port in $ports; do
+					socat "TCP-LISTEN:\$port,bind=127.0.0.1,reuseaddr,fork" "UNIX-CONNECT:$dir/run/port-\$port" &
+				done
+				exec "\$@"' sh \\
 			dockerd --rootless --data-root "$dir/data" --exec-root "$dir/exec" --host "unix://$socket" \\
 			--pidfile "$dir/run/dockerd.pid" \\
 			--bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false
@@ -76,8 +102,12 @@ crash() {
 }
 
 stop() {
+	local file
 	names
 	stop_program docker-rootless
+	for file in "$work/run"/docker-rootless-*.pid; do
+		[ ! -e "$file" ] || stop_program "$(basename "$file" .pid)"
+	done
 }
 
 down() {
