@@ -4,39 +4,33 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use bollard::models::{SystemInfo, SystemInfoCgroupVersionEnum};
 use sha2::{Digest, Sha256};
 use v6_runtime::{
     Capabilities, Floor, LogFeatures, MountKinds, OutcomeKinds, OutputKinds, ResourceKinds,
 };
 
+use crate::about::About;
 use crate::config::{DockerConfig, ORDINARY_ID};
 use crate::container::Traits;
 use crate::egress::Egress;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::quirks::{Kind, Quirks};
+use crate::quirks::Quirks;
 use crate::state::Shared;
 use crate::{host, lease};
 
 /// Connects and settles what this runtime can do.
 pub(crate) async fn connect(mut config: DockerConfig) -> Result<Arc<Shared>> {
     config.validate()?;
-    let (mut engine, version) = Engine::connect(&config.host, config.call_timeout).await?;
-    let info = engine.info().await?;
-    let kind = Kind::of(&version);
-    let podman = match kind {
-        Kind::Docker => None,
-        Kind::Podman => Some(engine.podman_info().await?),
-    };
-    let quirks = Quirks::of(&info, podman.as_ref());
+    let (mut engine, about) = Engine::connect(&config.host, config.call_timeout).await?;
+    let quirks = Quirks::of(&about);
     engine.other_states = quirks.other_states;
-    if info.os_type.as_deref().is_some_and(|os| os != "linux") {
+    if about.system.as_deref().is_some_and(|os| os != "linux") {
         return Err(Error::Config(
             "the engine does not run Linux containers".into(),
         ));
     }
-    if let Some(other) = other_architecture(&info) {
+    if let Some(other) = other_architecture(&about) {
         return Err(Error::Config(format!(
             "the engine's machine is {other}, and this program is built for {}",
             v6_helper::ARCHITECTURE
@@ -53,19 +47,19 @@ pub(crate) async fn connect(mut config: DockerConfig) -> Result<Arc<Shared>> {
             None
         }
     };
-    let mut capabilities = capabilities(&info, &quirks, engine_folder.is_some(), &mut notices);
+    let mut capabilities = capabilities(&about, &quirks, engine_folder.is_some(), &mut notices);
     if quirks.makes_missing_paths && engine_folder.as_deref() != folder.to_str() {
         // Nobody could tell that data is missing: the engine would make an empty folder.
         capabilities.mounts.host_path = false;
         let why = "paths of the host cannot be mounted: this process does not see the engine's";
         notices.push(why.to_owned());
     }
-    let lease = lease::path(&folder, &engine_id(&info, &quirks), &config.owner);
-    let traits = traits(&engine, &info, quirks, capabilities.resources);
+    let lease = lease::path(&folder, &engine_id(&about), &config.owner);
+    let traits = traits(&about, quirks, capabilities.resources);
     let egress = Egress::new(folder, engine_folder);
     Ok(Arc::new(Shared::new(
         engine,
-        kind,
+        about,
         config,
         capabilities,
         traits,
@@ -76,24 +70,18 @@ pub(crate) async fn connect(mut config: DockerConfig) -> Result<Arc<Shared>> {
 }
 
 /// The machine's architecture, if it is not the one that our helper runs on.
-fn other_architecture(info: &SystemInfo) -> Option<&str> {
-    let machine = info.architecture.as_deref()?;
-    let oci = match machine {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    (oci != v6_helper::ARCHITECTURE).then_some(machine)
+fn other_architecture(about: &About) -> Option<&str> {
+    let machine = about.architecture.as_deref()?;
+    (machine != v6_helper::ARCHITECTURE).then_some(machine)
 }
 
 /// What tells this engine from others of this machine.
-fn engine_id(info: &SystemInfo, quirks: &Quirks) -> String {
-    let id = info.id.as_deref().filter(|_| !quirks.id_changes);
-    match id.filter(|id| !id.is_empty()) {
-        Some(id) => id.to_owned(),
+fn engine_id(about: &About) -> String {
+    match &about.id {
+        Some(id) => id.clone(),
         // Where it keeps its things is its own.
         None => {
-            let folder = info.docker_root_dir.as_deref().unwrap_or_default();
+            let folder = about.folder.as_deref().unwrap_or_default();
             let digest = Sha256::digest(folder.as_bytes());
             digest.iter().map(|byte| format!("{byte:02x}")).collect()
         }
@@ -160,16 +148,12 @@ fn settle_user(
 }
 
 fn capabilities(
-    info: &SystemInfo,
+    about: &About,
     quirks: &Quirks,
     egress: bool,
     notices: &mut Vec<String>,
 ) -> Capabilities {
-    let security = info.security_options.as_deref().unwrap_or_default();
-    let seccomp = security
-        .iter()
-        .any(|option| option.contains("name=seccomp") && !option.contains("unconfined"));
-    if !seccomp {
+    if !about.seccomp {
         notices.push("the engine filters no system calls (seccomp)".into());
     }
     let mut limit = |has: Option<bool>, what: &str| {
@@ -180,20 +164,13 @@ fn capabilities(
         has
     };
     let mut resources = ResourceKinds::default();
-    let told = quirks.limits;
-    let (cpu, memory, pids) = match told {
-        Some(told) => (Some(told.cpu), Some(told.memory), Some(told.pids)),
-        None => (info.cpu_cfs_quota, info.memory_limit, info.pids_limit),
-    };
-    resources.cpu = limit(cpu, "processor time");
-    resources.memory = limit(memory, "memory");
-    resources.pids = limit(pids, "the number of processes");
+    resources.cpu = limit(about.limits.cpu, "processor time");
+    resources.memory = limit(about.limits.memory, "memory");
+    resources.pids = limit(about.limits.pids, "the number of processes");
     resources.scratch = true;
-    let has_nvidia = |(name, _): (&String, &_)| name == "nvidia";
-    resources.gpu =
-        !quirks.device_requests_ignored && info.runtimes.iter().flatten().any(has_nvidia);
+    resources.gpu = !quirks.device_requests_ignored && about.nvidia;
     let mut floor = Floor::all();
-    floor.seccomp = seccomp;
+    floor.seccomp = about.seccomp;
     let mut outcomes = OutcomeKinds::all();
     outcomes.out_of_memory = resources.memory;
     let mut all = Capabilities::none();
@@ -215,16 +192,13 @@ fn capabilities(
     all
 }
 
-fn traits(engine: &Engine, info: &SystemInfo, quirks: Quirks, limits: ResourceKinds) -> Traits {
-    let version = engine.docker.client_version();
-    let api = (version.major_version, version.minor_version);
-    let cpu_milli = info
-        .ncpu
-        .and_then(|n| u32::try_from(n.checked_mul(1000)?).ok());
+fn traits(about: &About, quirks: Quirks, limits: ResourceKinds) -> Traits {
+    let api = about.api.as_ref();
+    let api = api.map_or((0, 0), |api| (api.major_version, api.minor_version));
+    let cpu_milli = about.processors.and_then(|number| number.checked_mul(1000));
     Traits {
         recursive_read_only: api >= (1, 44),
-        private_cgroup: api >= (1, 41)
-            && info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_2),
+        private_cgroup: api >= (1, 41) && about.control_groups == Some(2),
         cpu_milli: cpu_milli.filter(|n| *n > 0),
         limits,
         quirks,

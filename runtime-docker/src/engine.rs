@@ -2,24 +2,24 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bollard::auth::DockerCredentials;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, SystemInfo, SystemVersion,
-    Volume, VolumeCreateRequest,
+    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, Volume, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptions, InspectContainerOptions,
     KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder,
     RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
 };
-use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
+use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 
+use crate::about::About;
 use crate::error::{Error, Result, found};
-use crate::quirks::{self, PodmanInfo};
+use crate::{quirks, time};
 
 /// An image as Podman lists it.
 #[derive(Debug, Deserialize)]
@@ -36,36 +36,82 @@ pub(crate) struct ListedImage {
 pub(crate) struct Engine {
     pub(crate) docker: Docker,
     limit: Duration,
+    /// It is on this machine, with its clock.
+    is_local: bool,
     /// See [`Quirks::other_states`](crate::quirks::Quirks::other_states).
     pub(crate) other_states: bool,
 }
 
 impl Engine {
-    /// Connects, and agrees on an API version with the engine, which says what it is. Asked once:
-    /// Podman looks for the packages of its parts each time, which takes a second.
-    pub(crate) async fn connect(host: &str, limit: Duration) -> Result<(Self, SystemVersion)> {
+    /// Connects to an engine, which says what it is, and agrees on an API version with it.
+    pub(crate) async fn connect(host: &str, limit: Duration) -> Result<(Self, About)> {
         let seconds = limit.as_secs().max(1);
-        let step = "connecting to the engine";
         let connect = |version| {
             let docker = if host.starts_with("unix://") {
                 Docker::connect_with_unix(host, seconds, version)
             } else {
                 Docker::connect_with_http(host, seconds, version)
             };
-            docker.map_err(|source| Error::Engine { step, source })
+            docker.map_err(|source| Error::Engine {
+                step: "connecting to the engine",
+                source,
+            })
         };
-        let newest = connect(API_DEFAULT_VERSION)?;
-        let version = bounded(step, limit, newest.version()).await?;
-        let docker = match spoken(&version) {
-            Some(api) if api < *API_DEFAULT_VERSION => connect(&api)?,
-            _ => newest,
-        };
-        let engine = Self {
-            docker,
+        let mut engine = Self {
+            docker: connect(API_DEFAULT_VERSION)?,
             limit,
+            is_local: host.starts_with("unix://"),
             other_states: false,
         };
-        Ok((engine, version))
+        let about = engine.about().await?;
+        if let Some(api) = about.api.filter(|api| *api < *API_DEFAULT_VERSION) {
+            engine.docker = connect(&api)?;
+        }
+        Ok((engine, about))
+    }
+
+    /// What the engine says of itself.
+    pub(crate) async fn about(&self) -> Result<About> {
+        let step = "connecting to the engine";
+        let path = |name| format!("/v4.0.0/libpod/{name}");
+        let pinged = self.raw(step, "GET", path("_ping")).await;
+        let unknown = |status| (400..500).contains(&status);
+        if let Err(error) = pinged {
+            if !error.status().is_some_and(unknown) {
+                return Err(error);
+            }
+            // Not Podman. The version is the one thing that an engine tells in whatever version of
+            // the API it is asked.
+            let version = self.call(step, self.docker.version()).await?;
+            let info = self.raw(step, "GET", "/info".to_owned()).await?;
+            let info = serde_json::from_slice(&info);
+            return Ok(About::docker(
+                version,
+                info.map_err(|error| not_understood(step, &error))?,
+            ));
+        }
+        let step = "asking Podman about itself";
+        let said = self.raw(step, "GET", path("info")).await?;
+        let said = serde_json::from_slice(&said);
+        Ok(About::podman(
+            said.map_err(|error| not_understood(step, &error))?,
+        ))
+    }
+
+    /// The time by the engine's clock, if it tells.
+    pub(crate) async fn clock(&self) -> Result<Option<SystemTime>> {
+        if self.is_local {
+            return Ok(Some(SystemTime::now()));
+        }
+        let step = "asking for the engine's time";
+        let told = self.call(step, self.docker.info()).await?.system_time;
+        Ok(told.as_deref().and_then(time::from_engine))
+    }
+
+    /// Whether the engine answers.
+    pub(crate) async fn ping(&self) -> Result<()> {
+        let pinged = self.call("asking whether the engine is there", self.docker.ping());
+        pinged.await.map(drop)
     }
 
     #[cfg(test)]
@@ -73,6 +119,7 @@ impl Engine {
         Self {
             docker,
             limit: Duration::from_secs(1),
+            is_local: true,
             other_states: false,
         }
     }
@@ -84,24 +131,6 @@ impl Engine {
     ) -> Result<T> {
         // The client's futures have some 10 KiB, which every future around them would carry.
         bounded(step, self.limit, Box::pin(call)).await
-    }
-
-    pub(crate) async fn info(&self) -> Result<SystemInfo> {
-        self.call("asking the engine about itself", self.docker.info())
-            .await
-    }
-
-    pub(crate) async fn version(&self) -> Result<SystemVersion> {
-        self.call("asking for the engine's version", self.docker.version())
-            .await
-    }
-
-    /// What Podman says of itself beyond Docker's API.
-    pub(crate) async fn podman_info(&self) -> Result<PodmanInfo> {
-        let step = "asking Podman about itself";
-        let path = "/v4.0.0/libpod/info".to_owned();
-        let answer = self.raw(step, "GET", path).await?;
-        serde_json::from_slice(&answer).map_err(|error| not_understood(step, &error))
     }
 
     /// The answer to a call as it is, where the client has none like it or does not understand the
@@ -318,13 +347,4 @@ async fn bounded<T>(
         }
         Ok(Err(source)) => Err(Error::Engine { step, source }),
     }
-}
-
-/// The newest version of the API that an engine speaks.
-fn spoken(version: &SystemVersion) -> Option<ClientVersion> {
-    let (major, minor) = version.api_version.as_deref()?.split_once('.')?;
-    Some(ClientVersion {
-        major_version: major.parse().ok()?,
-        minor_version: minor.parse().ok()?,
-    })
 }

@@ -77,7 +77,7 @@ pub(crate) async fn resolve(
     if let Some(digest) = image.digest() {
         let identity = ImageIdentity::Manifest(digest.clone());
         let here = local(docker, &image.pinned(digest.clone()).to_string()).await?;
-        let platform = fitting(docker, image, here.as_ref().map(platform)).await?;
+        let platform = fitting(shared, image, here.as_ref().map(platform))?;
         return Ok(ResolvedImage::new(image.clone(), identity, platform));
     }
     let here = match policy {
@@ -85,7 +85,7 @@ pub(crate) async fn resolve(
         _ => local(docker, &image.to_string()).await?,
     };
     match (here, policy) {
-        (Some(found), _) => identify(docker, image, &found).await,
+        (Some(found), _) => identify(shared, image, &found),
         (None, PullPolicy::Never) => Err(Error::new(
             ErrorKind::NotFound,
             format!("the engine has no image {image}"),
@@ -97,7 +97,7 @@ pub(crate) async fn resolve(
             } else {
                 ask::by_inspection(&shared.engine, login, image).await?
             };
-            let platform = fitting(docker, image, offer.platforms).await?;
+            let platform = fitting(shared, image, offer.platforms)?;
             let identity = ImageIdentity::Manifest(offer.digest);
             Ok(ResolvedImage::new(image.clone(), identity, platform))
         }
@@ -317,12 +317,8 @@ async fn local(docker: &Docker, name: &str) -> Result<Option<ImageInspect>> {
 
 /// What identifies an image that the engine has under this name: the registry's digest, if it came
 /// from this repository.
-async fn identify(
-    docker: &Docker,
-    image: &ImageRef,
-    found: &ImageInspect,
-) -> Result<ResolvedImage> {
-    let platform = fitting(docker, image, [platform(found)]).await?;
+fn identify(shared: &Shared, image: &ImageRef, found: &ImageInspect) -> Result<ResolvedImage> {
+    let platform = fitting(shared, image, [platform(found)])?;
     let from_registry = found.repo_digests.iter().flatten().find_map(|pinned| {
         let pinned = ImageRef::parse(pinned).ok()?;
         let digest = pinned.digest().filter(|_| pinned.name() == image.name());
@@ -342,12 +338,12 @@ async fn identify(
 
 /// The engine's platform, if an image that is offered for these can run on it. None at all says
 /// nothing.
-async fn fitting(
-    docker: &Docker,
+fn fitting(
+    shared: &Shared,
     image: &ImageRef,
     offered: impl IntoIterator<Item = String>,
 ) -> Result<String> {
-    let ours = engine_platform(docker).await?;
+    let ours = shared.about.platform();
     let offered: Vec<String> = offered.into_iter().collect();
     if offered.is_empty() || offered.iter().any(|theirs| fits(&ours, theirs)) {
         return Ok(ours);
@@ -368,27 +364,6 @@ fn fits(ours: &str, theirs: &str) -> bool {
 
 fn platform(found: &ImageInspect) -> String {
     join(found.os.as_deref(), found.architecture.as_deref())
-}
-
-async fn engine_platform(docker: &Docker) -> Result<String> {
-    let version = match timeout(ASK_LIMIT, docker.version()).await {
-        Ok(Ok(version)) => version,
-        Ok(Err(source)) => {
-            return Err(Step::Engine {
-                step: "asking the engine's version",
-                source,
-            }
-            .into());
-        }
-        Err(_) => {
-            return Err(Step::Timeout {
-                step: "asking the engine's version",
-                after: ASK_LIMIT,
-            }
-            .into());
-        }
-    };
-    Ok(join(version.os.as_deref(), version.arch.as_deref()))
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@
 //! All carry labels `v6-runtime.*`; what lacks them is not touched. The names of volumes and of
 //! labels are not an interface.
 
+mod about;
 mod archive;
 mod ask;
 mod cleanup;

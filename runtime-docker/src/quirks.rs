@@ -4,84 +4,12 @@
 //! What the engines said is recorded in `tests/data/engines`, by `V6_RECORD=1` with `tests/engines.rs`,
 //! `tests/states.rs` and `tests/restart.rs`. "4.3.1" is Podman of Debian 12.
 
-use bollard::models::{
-    ContainerInspectResponse, ContainerSummary, Mount, SystemInfo, SystemVersion,
-};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, Mount};
 use serde::Deserialize;
 use serde_json::Value;
-use v6_runtime::ResourceKinds;
 
+use crate::about::{About, IdMappings, IdRange, Kind};
 use crate::error::Error;
-
-/// The engines that speak this API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Docker,
-    Podman,
-}
-
-impl Kind {
-    /// By what the engine says its parts are.
-    pub(crate) fn of(version: &SystemVersion) -> Self {
-        let parts = version.components.iter().flatten();
-        if parts.into_iter().any(|part| part.name == "Podman Engine") {
-            Self::Podman
-        } else {
-            Self::Docker
-        }
-    }
-
-    /// Its name as [`v6_runtime::Runtime::kind`] gives it.
-    pub(crate) const fn id(self) -> &'static str {
-        match self {
-            Self::Docker => "docker",
-            Self::Podman => "podman",
-        }
-    }
-
-    /// Its name as people write it.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Docker => "Docker",
-            Self::Podman => "Podman",
-        }
-    }
-}
-
-/// What Podman says of itself at its own `/libpod/info`, as far as it matters here.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct PodmanInfo {
-    host: PodmanHost,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct PodmanHost {
-    cgroup_controllers: Option<Vec<String>>,
-    id_mappings: IdMappings,
-    security: Security,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct IdMappings {
-    uidmap: Option<Vec<IdRange>>,
-    gidmap: Option<Vec<IdRange>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct IdRange {
-    container_id: u64,
-    host_id: u64,
-    size: u64,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct Security {
-    rootless: bool,
-}
 
 /// What an engine does otherwise than Docker run by root.
 #[derive(Debug, Clone, Default)]
@@ -127,13 +55,6 @@ pub(crate) struct Quirks {
     /// Docker gives the devices or refuses the container. Podman 4.3.1 makes it without them.
     pub(crate) device_requests_ignored: bool,
 
-    /// What the engine can limit, where its own word differs from what it says in `/info`.
-    ///
-    /// Docker's `MemoryLimit`, `PidsLimit` and so on are what it does. Podman 4.3.1 run by a user
-    /// on control groups of version 1 says `true` for all, and limits nothing (inspect:
-    /// `"Memory": 0`; no warning in the answer); its `cgroupControllers` in `/libpod/info` is empty.
-    pub(crate) limits: Option<ResourceKinds>,
-
     /// The log of a container that has ended, when it is followed, may end before its last lines.
     ///
     /// Docker gives all. Podman 4.3.1 lets go of the log as soon as it sees the end: of 1,778,864 bytes
@@ -160,11 +81,6 @@ pub(crate) struct Quirks {
     /// and takes no login. A list of its own, which it calls a manifest, takes both: for an addition
     /// it gets the image's manifest and configuration and no layer, and it tells the digest.
     pub(crate) asks_by_list: bool,
-
-    /// The engine has another id each time that it is asked.
-    ///
-    /// Docker's `ID` in `/info` stays for ever. Podman 4.3.1 makes up one for each answer.
-    pub(crate) id_changes: bool,
 
     /// A container may be in states that Docker does not have, and its client does not understand.
     ///
@@ -195,40 +111,31 @@ pub(crate) struct Quirks {
 }
 
 impl Quirks {
-    /// Of an engine that says this about itself; `podman` is there only for Podman.
-    pub(crate) fn of(info: &SystemInfo, podman: Option<&PodmanInfo>) -> Self {
-        let Some(podman) = podman else {
-            let security = info.security_options.iter().flatten();
+    /// Of an engine that says this about itself.
+    pub(crate) fn of(about: &About) -> Self {
+        let rootless = about.rootless;
+        let ids = about.ids.clone();
+        if about.kind == Kind::Docker {
             return Self {
-                rootless: security.into_iter().any(|o| o.contains("name=rootless")),
+                rootless,
+                ids,
                 events: &["start", "die", "oom", "kill", "destroy"],
                 working_folder_keeps_mode: true,
                 ..Self::default()
             };
-        };
-        let host = &podman.host;
-        let limits = host.cgroup_controllers.as_ref().map(|names| {
-            let has = |name: &str| names.iter().any(|it| it == name);
-            let mut limits = ResourceKinds::default();
-            limits.cpu = has("cpu");
-            limits.memory = has("memory");
-            limits.pids = has("pids");
-            limits
-        });
+        }
         Self {
-            rootless: host.security.rootless,
-            ids: host.id_mappings.clone(),
+            rootless,
+            ids,
             record_made_alone: true,
             limits_by_init: true,
             out_of_memory_by_init: true,
             writable_in_read_only_root: &["/run", "/tmp", "/var/tmp"],
             device_requests_ignored: true,
-            limits,
             follow_loses_end: true,
             mounts_are_words: true,
             hosts_has_more: true,
             asks_by_list: true,
-            id_changes: true,
             other_states: true,
             events: &["start", "died", "kill", "cleanup", "remove"],
             working_folder_keeps_mode: false,

@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use bollard::models::{ContainerStateStatusEnum, Mount};
 use serde_json::{Value, json};
 
+use crate::about::Kind;
 use crate::error::Error;
-use crate::quirks::{self, Kind, Quirks, as_words};
+use crate::quirks::{self, Quirks, as_words};
 use crate::recorded::Engine;
 
 /// What an engine was seen to do, by what it says of itself.
@@ -16,7 +17,7 @@ fn each(check: impl Fn(&str, &Quirks, &Value)) {
     let engines = Engine::all();
     assert!(engines.len() >= 3, "recordings are missing");
     for engine in engines {
-        let (_, quirks) = engine.quirks();
+        let quirks = engine.quirks();
         check(&engine.name, &quirks, &engine.answers());
     }
 }
@@ -29,9 +30,9 @@ fn names(list: &Value) -> Vec<&str> {
 #[test]
 fn which_engine_it_is() {
     for engine in Engine::all() {
-        let (kind, quirks) = engine.quirks();
+        let (about, quirks) = (engine.about(), engine.quirks());
         let is_podman = engine.name.starts_with("podman");
-        assert_eq!(kind == Kind::Podman, is_podman, "{}", engine.name);
+        assert_eq!(about.kind == Kind::Podman, is_podman, "{}", engine.name);
         let rootless = engine.name.ends_with("-rootless");
         assert_eq!(quirks.rootless, rootless, "{}", engine.name);
     }
@@ -39,20 +40,20 @@ fn which_engine_it_is() {
 
 #[test]
 fn ids_outside() {
-    let (_, root) = Engine::named("podman-4.3.1").quirks();
+    let root = Engine::named("podman-4.3.1").quirks();
     assert_eq!(root.outside(65_532, 65_532), Some((65_532, 65_532)));
     let user = Engine::named("podman-4.3.1-rootless");
     let maps = &user.file("about.json").unwrap()["libpod"]["host"]["idMappings"];
     let first = |map: &str| maps[map][1]["host_id"].as_u64().unwrap();
-    let (_, quirks) = user.quirks();
+    let quirks = user.quirks();
     let outside = (first("uidmap") + 65_531, first("gidmap") + 65_531);
     assert_eq!(quirks.outside(65_532, 65_532), Some(outside));
     assert_eq!(quirks.outside(65_537, 1), None);
     assert_eq!(quirks.outside(1, 65_537), None);
-    let (_, untold) = Engine::named("docker-20.10.24-rootless").quirks();
+    let untold = Engine::named("docker-20.10.24-rootless").quirks();
     assert!(untold.outside(65_532, 999).is_some());
     assert_eq!(untold.outside(999, 1_000_998), None);
-    let (_, root) = Engine::named("docker-20.10.24").quirks();
+    let root = Engine::named("docker-20.10.24").quirks();
     assert_eq!(root.outside(999, 1_000_998), Some((999, 1_000_998)));
 }
 
@@ -79,15 +80,16 @@ fn limits_of_a_process() {
 
 #[test]
 fn limits_of_a_control_group() {
-    each(|name, quirks, seen| {
-        let seen = &seen["limits by control group"];
-        let Some(limits) = quirks.limits else {
-            // Its own word is in its /info.
-            return;
-        };
+    for engine in Engine::all() {
+        let (name, about) = (&engine.name, engine.about());
+        if about.kind == Kind::Docker {
+            // Run by a user, it refuses nothing, keeps what was asked, and says that it limits nothing.
+            continue;
+        }
+        let seen = &engine.answers()["limits by control group"];
         let kept = |what: &str| seen["given"][what] == seen["asked"][what];
-        assert_eq!(kept("Memory"), limits.memory, "{name}: memory");
-    });
+        assert_eq!(Some(kept("Memory")), about.limits.memory, "{name}: memory");
+    }
 }
 
 #[test]
@@ -109,9 +111,12 @@ fn a_read_only_root() {
 
 #[test]
 fn its_id() {
-    each(|name, quirks, seen| {
-        assert_eq!(seen["its id stays"] == false, quirks.id_changes, "{name}");
-    });
+    for engine in Engine::all() {
+        let stays = &engine.answers()["its id stays"];
+        // That is why none is taken from Podman.
+        let is_podman = engine.about().kind == Kind::Podman;
+        assert_eq!(*stays == false, is_podman, "{}", engine.name);
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::quirks::{Kind, PodmanInfo, Quirks};
+use crate::about::About;
+use crate::quirks::Quirks;
 
 /// One engine that answers were recorded of.
 pub(crate) struct Engine {
@@ -47,12 +48,19 @@ impl Engine {
         self.file("answers.json").unwrap()
     }
 
-    /// What is made of what it says about itself.
-    pub(crate) fn quirks(&self) -> (Kind, Quirks) {
+    /// What it says of itself.
+    pub(crate) fn about(&self) -> About {
         let mut about = self.file("about.json").unwrap();
+        if !about["libpod"].is_null() {
+            return About::podman(serde_json::from_value(about["libpod"].take()).unwrap());
+        }
         let version = serde_json::from_value(about["version"].take()).unwrap();
         let info = serde_json::from_value(about["info"].take()).unwrap();
-        let podman: Option<PodmanInfo> = serde_json::from_value(about["libpod"].take()).unwrap();
-        (Kind::of(&version), Quirks::of(&info, podman.as_ref()))
+        About::docker(version, info)
+    }
+
+    /// What is made of that.
+    pub(crate) fn quirks(&self) -> Quirks {
+        Quirks::of(&self.about())
     }
 }

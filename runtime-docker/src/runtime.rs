@@ -101,7 +101,7 @@ fn told<T>(
 #[deny(clippy::missing_trait_methods)]
 impl Runtime for DockerRuntime {
     fn kind(&self) -> &'static str {
-        self.shared.kind.id()
+        self.shared.about.kind.id()
     }
 
     fn owner(&self) -> &Owner {
@@ -113,28 +113,8 @@ impl Runtime for DockerRuntime {
     }
 
     async fn ping(&self) -> Result<EngineInfo> {
-        let engine = &self.shared.engine;
-        let asked = tokio::try_join!(engine.version(), engine.info());
-        let (version, info) = told(asked, "ping", None)?;
-        let mut said =
-            EngineInfo::new(self.shared.kind.name(), version.version.unwrap_or_default());
-        let facts = [
-            ("api", version.api_version),
-            ("kernel", info.kernel_version),
-            ("system", info.operating_system),
-            ("architecture", info.architecture),
-            (
-                "cgroup",
-                info.cgroup_version.map(|version| version.to_string()),
-            ),
-            ("storage", info.driver),
-            ("folder", info.docker_root_dir),
-        ];
-        let known = facts
-            .into_iter()
-            .filter_map(|(name, fact)| Some((name.to_owned(), fact?)));
-        said.facts.extend(known);
-        Ok(said)
+        let about = told(self.shared.engine.about().await, "ping", None)?;
+        Ok(about.told())
     }
 
     async fn examine(&self) -> Result<Vec<v6_runtime::Observation>> {

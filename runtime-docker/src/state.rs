@@ -10,16 +10,17 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use v6_runtime::{Capabilities, Owner, Pending, RunId, WatchHub};
 
+use crate::about::About;
 use crate::config::DockerConfig;
 use crate::container::Traits;
 use crate::egress::Egress;
 use crate::engine::Engine;
-use crate::quirks::{Kind, Quirks};
+use crate::quirks::Quirks;
 use crate::record::{Part, name};
 
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
-    pub(crate) kind: Kind,
+    pub(crate) about: About,
     pub(crate) config: DockerConfig,
     pub(crate) capabilities: Capabilities,
     pub(crate) traits: Traits,
@@ -57,7 +58,7 @@ impl Shared {
     #[expect(clippy::too_many_arguments, reason = "it is called once")]
     pub(crate) fn new(
         engine: Engine,
-        kind: Kind,
+        about: About,
         config: DockerConfig,
         capabilities: Capabilities,
         traits: Traits,
@@ -68,7 +69,7 @@ impl Shared {
         let starts = usize::try_from(config.concurrent_starts.get()).unwrap_or(1);
         Self {
             engine,
-            kind,
+            about,
             config,
             capabilities,
             traits,

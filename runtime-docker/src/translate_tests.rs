@@ -38,7 +38,7 @@ impl Recorded {
         Some(Self {
             container: quirks::container(inspected.as_bytes()).unwrap(),
             claim: Claim::parse(all["claim"].as_str().unwrap().as_bytes()).ok(),
-            out_of_memory_by_init: engine.quirks().1.out_of_memory_by_init,
+            out_of_memory_by_init: engine.quirks().out_of_memory_by_init,
         })
     }
 

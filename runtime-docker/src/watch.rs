@@ -123,8 +123,7 @@ async fn follow(shared: Arc<Shared>) {
 /// One connection to the event stream, until it ends.
 async fn session(shared: &Arc<Shared>, synced: &mut bool) -> Result<std::convert::Infallible> {
     // Events from before the listing on, by the engine's clock: the stream begins before it.
-    let info = shared.engine.info().await?;
-    let now = info.system_time.as_deref().and_then(time::from_engine);
+    let now = shared.engine.clock().await?;
     let mut query = EventsOptionsBuilder::new().filters(&HashMap::from([
         ("type", vec!["container".to_owned()]),
         ("label", record::of_owner(shared.owner())),
@@ -151,7 +150,7 @@ async fn session(shared: &Arc<Shared>, synced: &mut bool) -> Result<std::convert
             Ok(Some(batch)) => batch,
             Ok(None) => return Err(ended()),
             Err(_) => {
-                shared.engine.info().await?;
+                shared.engine.ping().await?;
                 continue;
             }
         };

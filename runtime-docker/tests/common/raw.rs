@@ -101,14 +101,19 @@ pub async fn about(host: &str) -> Value {
         let host = only(
             &podman.body["host"],
             &[
+                "arch",
                 "cgroupControllers",
                 "cgroupManager",
                 "cgroupVersion",
+                "cpus",
                 "idMappings",
+                "os",
                 "security",
             ],
         );
-        json!({"host": host})
+        let store = only(&podman.body["store"], &["graphDriverName"]);
+        let version = only(&podman.body["version"], &["APIVersion", "Version"]);
+        json!({"host": host, "store": store, "version": version})
     });
     json!({"version": said, "info": told, "libpod": podman})
 }

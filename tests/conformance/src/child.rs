@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 use v6_runtime::{InputStream, Mount, MountSource, Owner, RunSpec, Runtime};
 
@@ -37,7 +37,8 @@ pub(crate) enum Task {
     /// Starts a run that verifies a streamed file, and tells by how many bytes giving it made this
     /// process larger at most.
     Give { id: String, size: usize },
-    /// Starts a run whose input never comes, and waits for its record.
+    /// Starts a run whose input comes in part, and waits for its record and for that part to be
+    /// read.
     HalfMake { id: String },
     /// Cancels a run.
     Cancel { id: String },
@@ -185,20 +186,23 @@ async fn carry_out(bench: &Bench, task: Task) -> Result<String, Stop> {
             bench.running(&run_id(&id)).await?;
         }
         Task::HalfMake { id } => {
-            let (reader, never_written) = tokio::io::duplex(64);
+            const ROOM: usize = 64;
+            let (reader, mut writer) = tokio::io::duplex(ROOM);
             let spec = half_made(bench.spec("exit 1").await?, reader);
             let (runtime, id) = (bench.runtime.clone(), run_id(&id));
             let starting = {
                 let id = id.clone();
-                tokio::spawn(async move {
-                    let _never_written = never_written;
-                    runtime.run(&id, &spec).await
-                })
+                tokio::spawn(async move { runtime.run(&id, &spec).await })
             };
             bench.recorded(&id).await?;
+            // Done once some of it was read: from here on the run is being given its input.
+            let given = writer.write_all(&[0; ROOM + 1]).await;
+            given.map_err(|error| format!("the input is not read: {error}"))?;
             if starting.is_finished() {
                 return Err("run returned without its input".into());
             }
+            // Dropped, it would tell that no more comes.
+            std::mem::forget(writer);
         }
         Task::Cancel { id } => {
             let options = v6_runtime::CancelOptions::default();

@@ -11,6 +11,7 @@ use v6_runtime::{
     Outcome, PullPolicy, RunPhase, RunStatus, Runtime, RuntimeExt, WatchEvent,
 };
 
+use super::watching::told;
 use super::{files, needs};
 use crate::bench::{Bench, LOOK_AGAIN, output, run_id};
 use crate::case::{self, Failure, equal, holds};
@@ -408,11 +409,10 @@ async fn odd_pieces_change_nothing(bench: Bench) -> case::Outcome {
     bench.runtime.run(&id, &spec).await?;
     let watching = async {
         loop {
-            let runs = match events.try_next().await? {
-                Some(WatchEvent::Snapshot(runs)) => runs,
-                Some(WatchEvent::Changed(run)) => vec![*run],
-                Some(_) => continue,
-                None => return Err("the watch ended".into()),
+            let runs = match told(&mut events).await? {
+                WatchEvent::Snapshot(runs) => runs,
+                WatchEvent::Changed(run) => vec![*run],
+                _ => continue,
             };
             let mut ends = runs.iter().filter_map(RunStatus::outcome);
             if let Some(outcome) = ends.next() {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use v6_runtime::{CleanupOptions, Outcome, RunStatus, Runtime, Tracker, WatchEvent};
+use futures_util::{StreamExt, TryStreamExt};
+use v6_runtime::{CleanupOptions, Outcome, ResultStream, RunStatus, Runtime, Tracker, WatchEvent};
 
 use crate::bench::{Bench, run_id};
 use crate::case::{self, Failure, equal, holds};
@@ -22,6 +22,19 @@ case::cases! {
     watching_costs_no_calls_per_run ["ANY-5"]: "while runs run and are watched, the calls to the engine do not grow with their number";
 }
 
+/// What a watcher is told next. An interruption is nothing of a run's: after it there are more
+/// items (WATCH-2).
+pub(super) async fn told(events: &mut ResultStream<WatchEvent>) -> Result<WatchEvent, Failure> {
+    loop {
+        match events.next().await {
+            Some(Ok(event)) => return Ok(event),
+            Some(Err(error)) if error.is_retryable() => {}
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err("the watch ended".into()),
+        }
+    }
+}
+
 async fn a_watch_begins_with_everything(bench: Bench) -> case::Outcome {
     bench
         .finish(&run_id("done"), &bench.spec("exit 3").await?)
@@ -33,8 +46,8 @@ async fn a_watch_begins_with_everything(bench: Bench) -> case::Outcome {
     bench.running(&run_id("busy")).await?;
     for bench in [bench.clone(), bench.restarted().await?] {
         let mut events = bench.runtime.watch();
-        match events.try_next().await? {
-            Some(WatchEvent::Snapshot(runs)) => {
+        match told(&mut events).await? {
+            WatchEvent::Snapshot(runs) => {
                 let ids: Vec<String> = runs.iter().map(|run| run.id.to_string()).collect();
                 let mut ids = ids;
                 ids.sort();
@@ -89,11 +102,10 @@ async fn phases_never_go_back(bench: Bench) -> case::Outcome {
     let mut ranks: BTreeMap<String, u8> = BTreeMap::new();
     let watching = async {
         while ranks.len() < 6 || ranks.values().any(|rank| *rank < 3) {
-            let runs = match events.try_next().await? {
-                Some(WatchEvent::Snapshot(runs)) => runs,
-                Some(WatchEvent::Changed(run)) => vec![*run],
-                Some(_) => continue,
-                None => return Err("the watch ended".into()),
+            let runs = match told(&mut events).await? {
+                WatchEvent::Snapshot(runs) => runs,
+                WatchEvent::Changed(run) => vec![*run],
+                _ => continue,
             };
             for run in runs {
                 let rank = run.phase.rank();
@@ -117,18 +129,17 @@ async fn a_removed_run_is_told(bench: Bench) -> case::Outcome {
     let id = run_id("leaving");
     bench.finish(&id, &bench.spec("exit 0").await?).await?;
     let mut events = bench.runtime.watch();
-    let _ = events.try_next().await?;
+    told(&mut events).await?;
     bench
         .runtime
         .cleanup(&id, CleanupOptions::default())
         .await?;
     let watching = async {
         loop {
-            match events.try_next().await? {
-                Some(WatchEvent::Removed(gone)) if gone == id => return Ok::<_, Failure>(()),
-                Some(WatchEvent::Snapshot(runs)) if runs.is_empty() => return Ok(()),
-                Some(_) => {}
-                None => return Err("the watch ended".into()),
+            match told(&mut events).await? {
+                WatchEvent::Removed(gone) if gone == id => return Ok::<_, Failure>(()),
+                WatchEvent::Snapshot(runs) if runs.is_empty() => return Ok(()),
+                _ => {}
             }
         }
     };
@@ -147,7 +158,7 @@ async fn a_dropped_watch_leaves_runs_alone(bench: Bench) -> case::Outcome {
         .runtime
         .run(&id, &bench.spec("sleep 500 then exit 2").await?)
         .await?;
-    let _ = first.try_next().await?;
+    told(&mut first).await?;
     drop(first);
     drop(second);
     let status = bench.ended(&id).await?;
@@ -174,11 +185,10 @@ async fn two_runs_may_end_in_one_tick(bench: Bench) -> case::Outcome {
         let watching = async {
             let mut ends = BTreeMap::new();
             while ends.len() < ids.len() {
-                let runs = match events.try_next().await? {
-                    Some(WatchEvent::Snapshot(runs)) => runs,
-                    Some(WatchEvent::Changed(run)) => vec![*run],
-                    Some(_) => continue,
-                    None => return Err("the watch ended".into()),
+                let runs = match told(&mut events).await? {
+                    WatchEvent::Snapshot(runs) => runs,
+                    WatchEvent::Changed(run) => vec![*run],
+                    _ => continue,
                 };
                 for run in runs {
                     if let Some(outcome) = run.outcome() {
@@ -214,8 +224,8 @@ async fn a_run_may_be_over_before_the_first_look(bench: Bench) -> case::Outcome 
     let ends: Vec<_> = listed.iter().map(RunStatus::outcome).collect();
     equal("list", ends, vec![Some(&Outcome::Exited(0))])?;
     let watcher = bench.restarted().await?;
-    match watcher.runtime.watch().try_next().await? {
-        Some(WatchEvent::Snapshot(runs)) => {
+    match told(&mut watcher.runtime.watch()).await? {
+        WatchEvent::Snapshot(runs) => {
             let ends: Vec<_> = runs.iter().map(RunStatus::outcome).collect();
             equal("watch", ends, vec![Some(&Outcome::Exited(0))])?;
         }
@@ -226,7 +236,7 @@ async fn a_run_may_be_over_before_the_first_look(bench: Bench) -> case::Outcome 
 
 async fn a_slow_watcher_delays_nobody(bench: Bench) -> case::Outcome {
     let mut slow = bench.runtime.watch();
-    let _ = slow.try_next().await?;
+    told(&mut slow).await?;
     let runs = (0..10).map(|number| {
         let bench = bench.clone();
         async move {
@@ -258,19 +268,18 @@ async fn a_slow_watcher_delays_nobody(bench: Bench) -> case::Outcome {
             if ends.as_ref() == Some(&wanted) {
                 return Ok::<_, Failure>(());
             }
-            match slow.try_next().await? {
-                Some(WatchEvent::Snapshot(runs)) => {
+            match told(&mut slow).await? {
+                WatchEvent::Snapshot(runs) => {
                     known = runs
                         .iter()
                         .map(|run| (run.id.to_string(), run.outcome().cloned()))
                         .collect();
                 }
-                Some(WatchEvent::Changed(run)) => {
+                WatchEvent::Changed(run) => {
                     known.insert(run.id.to_string(), run.outcome().cloned());
                 }
-                Some(WatchEvent::Removed(id)) => drop(known.remove(id.as_str())),
-                Some(_) => {}
-                None => return Err("the watch ended".into()),
+                WatchEvent::Removed(id) => drop(known.remove(id.as_str())),
+                _ => {}
             }
         }
     };
@@ -308,7 +317,7 @@ async fn watching_costs_no_calls_per_run(bench: Bench) -> case::Outcome {
     let mut watches = Vec::new();
     for _ in 0..5 {
         let mut events = bench.runtime.watch();
-        let _ = events.try_next().await?;
+        told(&mut events).await?;
         watches.push(events);
     }
     let few = idle_calls(&bench, 0, 2).await?;
