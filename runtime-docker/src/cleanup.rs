@@ -48,6 +48,15 @@ impl Shared {
         })
     }
 
+    /// Removes what there is of a run that has no record.
+    pub(crate) async fn remove_without_record(self: &Arc<Self>, id: &RunId) -> Result<()> {
+        let _lock = self.lock(id).await;
+        match self.look(id).await? {
+            Some(_) => Ok(()),
+            None => self.remove_all(id).await,
+        }
+    }
+
     /// Removes every part of a run that carries its labels. Goes on past what cannot be removed,
     /// keeps the record then, and gives the first error.
     pub(crate) async fn remove_all(self: &Arc<Self>, id: &RunId) -> Result<()> {
@@ -75,6 +84,7 @@ impl Shared {
         if self.quirks().record_made_alone {
             volumes.extend(self.engine.volume(&self.name(id, Part::Stored)).await?);
         }
+        let mut mounted_by_ours = false;
         for container in containers {
             let labels = container.labels.unwrap_or_default();
             let names = container.names.unwrap_or_default();
@@ -82,6 +92,7 @@ impl Shared {
                 if record::identify(self.owner(), name, &labels).is_none() {
                     continue;
                 }
+                mounted_by_ours = true;
                 let name = name.trim_start_matches('/');
                 if let Err(error) = self.remove_container_wholly(name).await {
                     first.get_or_insert(error);
@@ -97,6 +108,8 @@ impl Shared {
                         first.get_or_insert(error);
                     }
                 }
+                // The engine has made it for a container of ours that came when the record was gone.
+                None if mounted_by_ours && volume.labels.is_empty() => record = Some(volume.name),
                 None => {}
             }
         }

@@ -1,9 +1,10 @@
 //! A fresh look at one run or all of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use bollard::models::{ContainerInspectResponse, Volume};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, Volume};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use v6_helper::{Claim, MAX_CLAIM};
 use v6_runtime::{Pending, ResultStream, RunId, RunStatus};
@@ -94,10 +95,11 @@ impl Shared {
     }
 
     /// The looks at all runs of the owner.
-    pub(crate) async fn look_at_all(&self) -> Result<Vec<Result<Look>>> {
+    pub(crate) async fn look_at_all(self: &Arc<Self>) -> Result<Vec<Result<Look>>> {
         let labels = record::of_owner(self.owner());
         let volumes = self.engine.volumes(labels.clone());
         let (volumes, containers) = tokio::try_join!(volumes, self.engine.containers(labels))?;
+        self.remove_made_late(&volumes, &containers);
         let with_container: Vec<String> = containers
             .iter()
             .flat_map(|container| container.names.iter().flatten())
@@ -125,6 +127,30 @@ impl Shared {
             .filter_map(|look| std::future::ready(look.transpose()))
             .collect()
             .await)
+    }
+
+    /// Sees to it that containers go whose run has no record, and so is told by nobody: they were
+    /// made by a call that the engine carried out late, when the run that it was for had been
+    /// removed. A record is made first and removed last.
+    fn remove_made_late(self: &Arc<Self>, volumes: &[Volume], containers: &[ContainerSummary]) {
+        let run_of = |name: &str, labels| Some(record::identify(self.owner(), name, labels)?.0);
+        let recorded: HashSet<RunId> = volumes
+            .iter()
+            .filter_map(|volume| run_of(&volume.name, &volume.labels))
+            .collect();
+        let made: HashSet<RunId> = containers
+            .iter()
+            .filter_map(|container| Some((container.labels.as_ref()?, container.names.as_ref()?)))
+            .flat_map(|(labels, names)| names.iter().filter_map(|name| run_of(name, labels)))
+            .collect();
+        for id in made.difference(&recorded) {
+            let (shared, id) = (self.clone(), id.clone());
+            self.spawn(async move {
+                if let Err(error) = shared.remove_without_record(&id).await {
+                    tracing::warn!(run = %id, %error, "what a late call has made is left behind");
+                }
+            });
+        }
     }
 
     /// Puts records and marks together, by run. An unreadable record is an error in its place.

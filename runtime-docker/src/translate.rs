@@ -11,6 +11,13 @@ use v6_runtime::{
 use crate::record::{Marks, Record, Stop};
 use crate::time;
 
+/// How much earlier than it was an end may be told.
+///
+/// Podman 4.3.1 takes for the time of the end that of the file in which conmon notes it, and a file's
+/// times are those of the kernel's last tick: up to 10 ms ago. A deadline was seen to end a run
+/// before it had come.
+const TICK: Duration = Duration::from_millis(20);
+
 /// All that is known about a run at one moment.
 #[derive(Debug)]
 pub(crate) struct Seen<'a> {
@@ -79,7 +86,8 @@ fn not_started(seen: &Seen<'_>, state: Option<&ContainerState>) -> RunPhase {
 fn outcome(seen: &Seen<'_>, state: &ContainerState) -> Outcome {
     let code = state.exit_code.unwrap_or(-1);
     let ended = finished(state).unwrap_or(seen.now);
-    let told = |stop: &Option<Stop>| stop.is_some_and(|stop| stop.at <= ended);
+    let latest = ended + TICK;
+    let told = |stop: &Option<Stop>| stop.is_some_and(|stop| stop.at <= latest);
     if told(&seen.marks.cancelled) {
         return Outcome::Cancelled;
     }
@@ -90,7 +98,7 @@ fn outcome(seen: &Seen<'_>, state: &ContainerState) -> Outcome {
     let claim = seen
         .claim
         .filter(|claim| i64::from(claim.exit_code()) == code);
-    let late = seen.record.deadline.is_some_and(|d| d <= ended);
+    let late = seen.record.deadline.is_some_and(|d| d <= latest);
     if late && claim.is_some_and(|claim| claim.deadline) {
         return Outcome::DeadlineExceeded;
     }
@@ -137,10 +145,10 @@ pub(crate) fn wants_claim(record: &Record, container: &ContainerInspectResponse)
     };
     let ended = !is_live(state) && was_started(state);
     let late = || {
-        let finished = finished(state);
+        let latest = finished(state).map(|finished| finished + TICK);
         record
             .deadline
-            .is_some_and(|deadline| finished >= Some(deadline))
+            .is_some_and(|deadline| latest >= Some(deadline))
     };
     ended && (state.exit_code.is_none_or(|code| code >= 125) || late())
 }
