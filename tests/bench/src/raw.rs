@@ -136,7 +136,7 @@ impl Raw {
         volume_labels.retain(|name, _| !name.starts_with("v6-runtime.owner"));
         volume_labels.extend(labels());
         ContainerCreateBody {
-            image: Some("v6-runtime-files:1".to_owned()),
+            image: Some("localhost/v6-runtime-files:1".to_owned()),
             cmd: Some(vec!["-".to_owned()]),
             labels: Some(labels()),
             host_config: Some(HostConfig {
@@ -268,12 +268,13 @@ fn body_of(seen: ContainerInspectResponse) -> Result<ContainerCreateBody> {
 /// The files that a run with one input and one output has.
 fn archive(input: &[u8]) -> Result<Bytes> {
     let mut archive = tar::Builder::new(Vec::new());
-    let files: [(&str, u32, Option<&[u8]>); 6] = [
+    let files: [(&str, u32, Option<&[u8]>); 7] = [
         ("helper", 0o555, Some(v6_helper::PROGRAM)),
-        ("claim", 0o600, Some(b"")),
+        ("attempt", 0o444, Some(&[b'0'; 32])),
         ("in", 0o755, None),
         ("out", 0o755, None),
-        ("out/0", 0o666, Some(b"")),
+        ("out/claim", 0o600, Some(b"")),
+        ("out/0", 0o644, Some(b"")),
         ("in/0", 0o444, Some(input)),
     ];
     for (path, mode, content) in files {
@@ -283,7 +284,7 @@ fn archive(input: &[u8]) -> Result<Bytes> {
             Some(_) => tar::EntryType::Regular,
             None => tar::EntryType::Directory,
         });
-        if path == "claim" {
+        if path.starts_with("out/") {
             header.set_uid(65_532);
             header.set_gid(65_532);
         }
