@@ -26,7 +26,9 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn Runtime>> {
             let podman = DockerConfig::for_podman(settings.owner.clone());
             docker_api(config, podman, settings.podman_host.as_ref()).await
         }
-        #[cfg(not(all(feature = "docker", feature = "podman")))]
+        #[cfg(feature = "singularity")]
+        RuntimeKind::Singularity => singularity(config).await,
+        #[cfg(not(all(feature = "docker", feature = "podman", feature = "singularity")))]
         kind => Err(v6_runtime::Error::unsupported(
             "runtime.kind",
             format!(
@@ -37,6 +39,41 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn Runtime>> {
     }
 }
 
+#[cfg(any(feature = "docker", feature = "podman", feature = "singularity"))]
+fn credentials(config: &Config) -> Vec<v6_runtime::RegistryCredentials> {
+    let logins = config.registries.iter().map(|login| {
+        let (registry, username) = (login.registry.clone(), login.username.clone());
+        v6_runtime::RegistryCredentials::new(registry, username, login.password.clone())
+    });
+    logins.collect()
+}
+
+#[cfg(feature = "singularity")]
+async fn singularity(config: &Config) -> Result<Arc<dyn Runtime>> {
+    use v6_runtime_singularity::{ImageFormat, SingularityConfig, SingularityRuntime};
+
+    let settings = &config.runtime;
+    let own = &settings.singularity;
+    let format = match own.sif {
+        true => ImageFormat::Sif,
+        false => ImageFormat::Folder,
+    };
+    // With the data: records must outlive a restart of the machine.
+    let folder = settings.data_dir.join("singularity");
+    let singularity = SingularityConfig::new(settings.owner.clone(), folder)
+        .with_program(own.program.clone())
+        .with_cache(own.cache.clone())
+        .with_image_format(format)
+        .with_images(own.images.clone())
+        .with_log_bytes(settings.run.log_bytes)
+        .with_credentials(credentials(config));
+    let runtime = SingularityRuntime::connect(singularity).await?;
+    for notice in runtime.notices() {
+        tracing::warn!("{notice}");
+    }
+    Ok(Arc::new(runtime))
+}
+
 /// An engine that speaks Docker's API, and is the one that was named.
 #[cfg(any(feature = "docker", feature = "podman"))]
 async fn docker_api(
@@ -44,18 +81,14 @@ async fn docker_api(
     engine: v6_runtime_docker::DockerConfig,
     host: Option<&String>,
 ) -> Result<Arc<dyn Runtime>> {
-    use v6_runtime::{Error, ErrorKind, RegistryCredentials};
+    use v6_runtime::{Error, ErrorKind};
     use v6_runtime_docker::DockerRuntime;
 
     let settings = &config.runtime;
-    let logins = config.registries.iter().map(|login| {
-        let (registry, username) = (login.registry.clone(), login.username.clone());
-        RegistryCredentials::new(registry, username, login.password.clone())
-    });
     let mut engine = engine
         .with_runtime_dir(settings.runtime_dir.clone())
         .with_log_bytes(settings.run.log_bytes)
-        .with_credentials(logins.collect());
+        .with_credentials(credentials(config));
     if let Some(host) = host {
         engine = engine.with_host(host.clone());
     }

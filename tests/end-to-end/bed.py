@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +89,10 @@ class Services:
         """Whether a program of the services was started in this work folder."""
         return (self.work / "run" / f"{program}.pid").exists()
 
-    def build_images(self) -> None:
-        subprocess.run([TESTS / "algorithms" / "build"], check=True, env=self.environment,
-                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    def build_images(self, *what: str | Path, **environment: str) -> None:
+        subprocess.run([TESTS / "algorithms" / "build", *what], check=True,
+                       env=self.environment | environment, stdin=subprocess.DEVNULL,
+                       stdout=subprocess.DEVNULL)
 
     def close(self, keep_logs: bool) -> None:
         if not self.ours:
@@ -105,22 +108,48 @@ class Services:
             self.work.rmdir()
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What runs a node's algorithms."""
+
+    kind: str = "docker"
+    # Of the configuration's `runtime:` section, beside what all nodes have.
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    # Whom the node has to be, if not who these tests are.
+    user: str | None = None
+
+
 class Node:
     """One `v6-node` of one organization."""
 
-    def __init__(self, config: Path, secrets: Path, log: Path) -> None:
-        self.config, self.log = config, log
+    def __init__(self, config: Path, secrets: Path, log: Path, engine: Engine) -> None:
+        self.config, self.log, self.engine = config, log, engine
         self.environment = dict(os.environ) | shell_variables(secrets.read_text())
         self.process: subprocess.Popen | None = None
+        self.program, self.identity = os.environ["V6_NODE"], {}
+        if engine.user:
+            self.become(pwd.getpwnam(engine.user))
+
+    def become(self, user: pwd.struct_passwd) -> None:
+        """From now on the node is another user's, in a folder of his own."""
+        folder = self.config.with_suffix("")
+        for made in (folder, folder / "home"):
+            made.mkdir(exist_ok=True)
+            os.chown(made, user.pw_uid, user.pw_gid)
+        self.program = shutil.copy2(self.program, folder / "v6-node")
+        self.environment |= {"HOME": str(folder / "home"), "USER": user.pw_name}
+        self.identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": [],
+                         "cwd": folder}
 
     def command(self, verb: str, *options: str) -> list[str]:
-        return [os.environ["V6_NODE"], verb, "--config", str(self.config), *options]
+        return [self.program, verb, "--config", str(self.config), *options]
 
     def start(self, *options: str) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command("start", "--runtime", "docker", *options), env=self.environment,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                self.command("start", "--runtime", self.engine.kind, *options),
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                **self.identity)
 
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -144,7 +173,8 @@ class Node:
     def run(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Another command of v6-node with this node's configuration, to its end."""
         return subprocess.run(self.command(verb, *options), env=self.environment, text=True,
-                              stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
+                              **self.identity)
 
     def runs(self) -> list[dict]:
         """What the node has at the engine."""
@@ -168,7 +198,8 @@ class Node:
 class Collaboration:
     """Three organizations with a running node each, and a researcher of the first."""
 
-    def __init__(self, services: Services, name: str, encrypted: bool) -> None:
+    def __init__(self, services: Services, name: str, encrypted: bool,
+                 engines: Sequence[Engine]) -> None:
         self.services, self.encrypted = services, encrypted
         self.folder = services.work / "e2e" / name
         self.folder.mkdir(parents=True)
@@ -191,15 +222,20 @@ class Collaboration:
                environment["DOCKER_HOST"], "--owner", f"e2e-{os.getpid()}-{name}",
                "--allow", f"^({images})$", "--database",
                *(self.folder / "data" / f"part-{n}.csv" for n in range(1, NODES + 1)))
-        self.nodes = [self._node(n) for n in range(1, NODES + 1)]
+        self.nodes = [self._node(n, engine) for n, engine in enumerate(engines, start=1)]
         for node in self.nodes:
             self.configure(node, max_output=f"{MAX_OUTPUT // MIB}MiB",
                            log_limit=f"{LOG_LIMIT // MIB}MiB", grace=f"{GRACE}s")
             node.start()
 
-    def _node(self, number: int) -> Node:
+    def _node(self, number: int, engine: Engine) -> Node:
         log = self.services.log / f"e2e-{self.folder.name}-node-{number}.log"
-        return Node(self.folder / f"node-{number}.yaml", self.folder / f"node-{number}.env", log)
+        node = Node(self.folder / f"node-{number}.yaml", self.folder / f"node-{number}.env", log,
+                    engine)
+        config = json.loads(node.config.read_text())
+        config["runtime"] |= engine.settings
+        node.config.write_text(json.dumps(config))
+        return node
 
     @staticmethod
     def configure(node: Node, **limits: str) -> None:
@@ -266,9 +302,10 @@ class Bed:
                 self.services.close(keep_logs=True)
                 raise
 
-    def collaboration(self, name: str, encrypted: bool = False) -> Collaboration:
+    def collaboration(self, name: str, encrypted: bool = False,
+                      engines: Sequence[Engine] = (Engine(),) * NODES) -> Collaboration:
         if name not in self.collaborations:
-            self.collaborations[name] = Collaboration(self.services, name, encrypted)
+            self.collaborations[name] = Collaboration(self.services, name, encrypted, engines)
         return self.collaborations[name]
 
     def close(self, keep_logs: bool) -> None:

@@ -60,13 +60,14 @@ def main() -> int:
 
     import cases
     import test_bad_input
+    import test_engines
     import test_in_container
     import test_main_job
     import test_restart
 
     suite = unittest.TestSuite(
         unittest.defaultTestLoader.loadTestsFromModule(module)
-        for module in (test_main_job, test_bad_input, test_restart, test_in_container))
+        for module in (test_main_job, test_engines, test_bad_input, test_restart, test_in_container))
     code = 1
     try:
         code = cases.run(chosen(suite, words))

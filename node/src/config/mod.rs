@@ -27,7 +27,7 @@ pub use problem::{Notice, Origin, Problem, Problems, Weight};
 use reader::{Context, Fault, Field, Section};
 pub use types::{
     Config, Encryption, Hq, ImageException, Keycloak, Proxy, RegistryLogin, RunLimits, Runtime,
-    RuntimeKind, Total,
+    RuntimeKind, Singularity, Total,
 };
 
 use crate::secret::Secret;

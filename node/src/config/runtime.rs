@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
-use v6_runtime::{NAME_MAX, Owner};
+use v6_runtime::{ImageRef, NAME_MAX, Owner};
 
 use super::database::{Database, Located, Source, absolute};
 use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
-use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
+use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Singularity, Total};
 use super::units;
 use crate::hq::{Action, proxy_address};
 use crate::policy::ImagePattern;
@@ -65,6 +65,7 @@ pub(super) fn read(
         egress: egress(&section.section("egress")),
         docker_host: host(&section.section("docker"), "/var/run/docker.sock"),
         podman_host: host(&section.section("podman"), "/run/podman/podman.sock"),
+        singularity: singularity(context, &section.section("singularity")),
         proxy: proxy(context, environment, &section.section("proxy")),
         ca_certificates: section.list("ca_certificates", path).unwrap_or_default(),
     }
@@ -78,10 +79,11 @@ fn limits(run: &Section<'_>) -> RunLimits {
     };
     let limits = RunLimits {
         cpu_milli: run
-            .read("cpus", Field::cpus)
-            .and_then(NonZeroU32::new)
-            .unwrap_or(ONE_CPU),
-        memory_bytes: size("memory", TWO_GIB),
+            .read("cpus", |field| or_none(field, Field::cpus))
+            .map_or(Some(ONE_CPU), |cpus| cpus.and_then(NonZeroU32::new)),
+        memory_bytes: run
+            .read("memory", |field| or_none(field, Field::size))
+            .map_or(Some(TWO_GIB), |size| size.and_then(NonZeroU64::new)),
         pids: run
             .read("pids", |field| field.integer(1..=4_194_304))
             .and_then(NonZeroU32::new)
@@ -89,10 +91,7 @@ fn limits(run: &Section<'_>) -> RunLimits {
         scratch_bytes: size("scratch", ONE_GIB),
         output_bytes: size("max_output", ONE_GIB),
         deadline: run
-            .read("deadline", |field| match field.text()?.as_str() {
-                "none" => Ok(None),
-                _ => field.duration().map(Some),
-            })
+            .read("deadline", |field| or_none(field, Field::duration))
             .unwrap_or(Some(SEVEN_DAYS)),
         grace: run
             .read("grace", Field::duration)
@@ -103,29 +102,51 @@ fn limits(run: &Section<'_>) -> RunLimits {
     limits
 }
 
+/// A value, or the word `none` for no limit.
+fn or_none<'a, T>(
+    field: &Field<'a>,
+    read: impl FnOnce(&Field<'a>) -> Result<T, Fault>,
+) -> Result<Option<T>, Fault> {
+    match field.text()?.as_str() {
+        "none" => Ok(None),
+        _ => read(field).map(Some),
+    }
+}
+
+/// Runs without a limit of their own have no sum that could be kept.
+fn unlimited<T>(key: &str) -> Result<T, Fault> {
+    fault(
+        format!("one run has no limit (runtime.run.{key}: none), so that no sum can be kept"),
+        format!("remove it, or give runtime.run.{key} a value"),
+    )
+}
+
 /// A single run that is larger than the sum allowed would wait for ever.
 fn total(section: &Section<'_>, run: &RunLimits) -> Total {
     let cpu_milli = section.read("cpus", |field| {
         let milli = field.cpus()?;
-        if milli < run.cpu_milli.get() {
+        let Some(one) = run.cpu_milli else {
+            return unlimited("cpus");
+        };
+        if milli < one.get() {
             return fault(
                 "it is less than one run needs, so that no run could ever start",
-                format!(
-                    "write at least {}m, or lower runtime.run.cpus",
-                    run.cpu_milli
-                ),
+                format!("write at least {one}m, or lower runtime.run.cpus"),
             );
         }
         Ok(milli)
     });
     let memory_bytes = section.read("memory", |field| {
         let bytes = field.size()?;
-        if bytes < run.memory_bytes.get() {
+        let Some(one) = run.memory_bytes else {
+            return unlimited("memory");
+        };
+        if bytes < one.get() {
             return fault(
                 "it is less than one run needs, so that no run could ever start",
                 format!(
                     "write at least {}, or lower runtime.run.memory",
-                    units::show_size(run.memory_bytes.get())
+                    units::show_size(one.get())
                 ),
             );
         }
@@ -153,6 +174,44 @@ fn host(section: &Section<'_>, usual: &str) -> Option<String> {
     });
     section.finish();
     host
+}
+
+fn singularity(context: &Context, section: &Section<'_>) -> Singularity {
+    let path = |field: &Field<'_>| field.text().map(|text| absolute(context.directory(), text));
+    let local = section.section("images");
+    let mut images = BTreeMap::new();
+    for (name, field) in local.entries() {
+        let named = ImageRef::parse(name).or_else(|error| {
+            fault(
+                error.message().to_owned(),
+                "write the name by which algorithms are asked for, such as localhost/average:1",
+            )
+        });
+        let named = local.check(&field, named);
+        let place = local.check(&field, path(&field));
+        if let (Some(name), Some(path)) = (named, place) {
+            images.insert(name, path);
+        }
+    }
+    local.finish();
+    let format = section.read("image_format", |field| {
+        choice(field, &["folder", "sif"], |word| word)
+    });
+    let read = Singularity {
+        // A name alone is looked up in PATH.
+        program: section.read("program", |field| {
+            let text = field.text()?;
+            Ok(match text.contains('/') {
+                true => absolute(context.directory(), text),
+                false => PathBuf::from(text),
+            })
+        }),
+        cache: section.read("cache", path),
+        sif: format == Some("sif"),
+        images,
+    };
+    section.finish();
+    read
 }
 
 fn images(context: &Context, section: &Section<'_>) -> Vec<ImageException> {

@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+use std::num::NonZero;
 use std::time::Duration;
 
 use super::*;
@@ -59,8 +60,8 @@ fn the_sample_is_read_in_full() {
     );
     let runtime = &config.runtime;
     assert_eq!(runtime.run.deadline, Some(Duration::from_secs(12 * 3600)));
-    assert_eq!(runtime.run.cpu_milli.get(), 2000);
-    assert_eq!(runtime.run.memory_bytes.get(), 4 << 30);
+    assert_eq!(runtime.run.cpu_milli.map(NonZero::get), Some(2000));
+    assert_eq!(runtime.run.memory_bytes.map(NonZero::get), Some(4 << 30));
     assert_eq!(runtime.total.memory_bytes.unwrap().get(), 24 << 30);
     assert_eq!(
         runtime.egress[&crate::hq::Action::DataExtraction][0].port,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
-use v6_runtime::Owner;
+use v6_runtime::{ImageRef, Owner};
 
 use super::database::Database;
 use super::egress::Endpoint;
@@ -125,6 +125,8 @@ pub struct Runtime {
     pub docker_host: Option<String>,
     /// Where Podman's service listens; its usual place if none.
     pub podman_host: Option<String>,
+    /// What Apptainer or SingularityCE is to do.
+    pub singularity: Singularity,
     /// HTTP proxies for the node's own connections.
     pub proxy: Proxy,
     /// PEM files of certificate authorities to trust besides the usual ones. Absolute.
@@ -143,10 +145,10 @@ pub struct Total {
 /// Limits on one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunLimits {
-    /// Processors, in thousandths.
-    pub cpu_milli: NonZeroU32,
-    /// Memory in bytes.
-    pub memory_bytes: NonZeroU64,
+    /// Processors, in thousandths; `None` is no limit.
+    pub cpu_milli: Option<NonZeroU32>,
+    /// Memory in bytes; `None` is no limit.
+    pub memory_bytes: Option<NonZeroU64>,
     /// Processes and threads.
     pub pids: NonZeroU32,
     /// The temporary folder's size in bytes.
@@ -168,6 +170,8 @@ pub enum RuntimeKind {
     Docker,
     /// Podman's service, of root or of this user.
     Podman,
+    /// Apptainer or SingularityCE on this machine, without a daemon.
+    Singularity,
 }
 
 impl RuntimeKind {
@@ -176,8 +180,22 @@ impl RuntimeKind {
         match self {
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Singularity => "singularity",
         }
     }
+}
+
+/// The `runtime.singularity:` section.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Singularity {
+    /// The command; found by itself if none.
+    pub program: Option<PathBuf>,
+    /// The folder with the images; below `data_dir` if none. Absolute.
+    pub cache: Option<PathBuf>,
+    /// Whether images are kept as one file each instead of unpacked.
+    pub sif: bool,
+    /// Images of this machine by name: files or folders. Absolute.
+    pub images: BTreeMap<ImageRef, PathBuf>,
 }
 
 /// More than the floor, for the images that match, at a risk that the operator named.

@@ -1,5 +1,6 @@
 //! What every run's task needs of the node.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,8 +51,8 @@ impl Node {
     pub fn share(&self) -> Share {
         let run = &self.config.runtime.run;
         Share {
-            cpu_milli: run.cpu_milli.get().into(),
-            memory_bytes: run.memory_bytes.get(),
+            cpu_milli: run.cpu_milli.map_or(0, |milli| milli.get().into()),
+            memory_bytes: run.memory_bytes.map_or(0, NonZero::get),
         }
     }
 

@@ -110,14 +110,13 @@ pub fn prepare(config: &Config, us: &Identity, gathered: Gathered<'_>) -> Result
     let limits = &config.runtime.run;
     let mut context = RunContext::of(run, config.share_algorithm_logs, limits.output_bytes.get())
         .map_err(|word| refuse(RunStatus::Failed, word.to_string()))?;
+    let mut resources = Resources::default()
+        .with_pids(limits.pids)
+        .with_scratch_bytes(limits.scratch_bytes);
+    resources.cpu_milli = limits.cpu_milli;
+    resources.memory_bytes = limits.memory_bytes;
     let mut spec = RunSpec::new(image)
-        .with_resources(
-            Resources::default()
-                .with_cpu_milli(limits.cpu_milli)
-                .with_memory_bytes(limits.memory_bytes)
-                .with_pids(limits.pids)
-                .with_scratch_bytes(limits.scratch_bytes),
-        )
+        .with_resources(resources)
         .with_grace(limits.grace);
     spec.trust = trust(config, &run.task.image, &spec.image);
     if let Some(length) = limits.deadline {

@@ -170,15 +170,25 @@ impl Images {
             return Err(Fault::Failure(StartFailure::new(cause, message)));
         }
         let pinned = image.reference.pinned(image.identity.digest().clone());
-        let credentials = registry::credentials(&self.credentials, &pinned);
-        let resolved = registry::resolve(&self.clients, credentials, &pinned).await;
+        let beside = self.described(image, &pinned).await?;
+        let source = OsString::from(format!("docker://{pinned}"));
+        self.build(image, source, beside).await
+    }
+
+    /// What a registry says of an image: as it was noted when the name was resolved, or else asked.
+    async fn described(&self, image: &ResolvedImage, pinned: &ImageRef) -> Result<Beside, Fault> {
+        let name = self.name_file(&image.reference);
+        let noted = blocking(move || read_beside(&name)).await?;
+        if let Some(noted) = noted.filter(|noted| noted.resolved.identity == image.identity) {
+            return Ok(noted);
+        }
+        let credentials = registry::credentials(&self.credentials, pinned);
+        let resolved = registry::resolve(&self.clients, credentials, pinned).await;
         let (resolved, description) = resolved.map_err(|error| failure_of(&error))?;
-        let source = OsString::from(format!("docker://{}", pinned));
-        let beside = Beside {
+        Ok(Beside {
             resolved,
             description,
-        };
-        self.build(image, source, beside).await
+        })
     }
 
     /// An image of this machine: from where its name leads, or any other of ours, if that is what it

@@ -12,9 +12,11 @@ use async_trait::async_trait;
 use clap::Args;
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
 use v6_runtime_conformance::{
-    Fault, Harness, Injected, Planted, Stranger, Tagged, Untouched, suite_process,
+    Fault, Harness, Injected, Planted, Registries, Stranger, Tagged, Untouched, suite_process,
 };
 use v6_runtime_singularity::{ImageFormat, SingularityConfig, SingularityRuntime};
+
+use crate::registries::Started;
 
 /// The content of a stranger's file, by which it is known.
 const STRANGER: &str = "somebody else's\n";
@@ -76,6 +78,7 @@ pub(crate) struct ApptainerHarness {
     program: Option<PathBuf>,
     format: ImageFormat,
     archive: PathBuf,
+    registries: Option<Started>,
     /// What was made past the runtime, by owner.
     planted: Mutex<HashMap<Owner, Vec<PathBuf>>>,
 }
@@ -84,8 +87,11 @@ impl ApptainerHarness {
     /// Apptainer as the options say.
     ///
     /// # Errors
-    /// No archive with the probe; no temporary folder.
-    pub(crate) fn new(options: ApptainerOptions) -> std::result::Result<Self, String> {
+    /// No archive with the probe; registries that cannot be read; no temporary folder.
+    pub(crate) fn new(
+        options: ApptainerOptions,
+        registries: Option<&Path>,
+    ) -> std::result::Result<Self, String> {
         let archive = options.archive.ok_or(
             "name the probe's archive with --archive (tests/algorithms/build --to FOLDER probe)",
         )?;
@@ -101,6 +107,7 @@ impl ApptainerHarness {
                 ImageFormat::Folder
             },
             archive,
+            registries: registries.map(Started::read).transpose()?,
             planted: Mutex::default(),
         })
     }
@@ -140,7 +147,8 @@ impl Harness for ApptainerHarness {
         let config = SingularityConfig::new(owner.clone(), self.folder.0.clone())
             .with_program(self.program.clone())
             .with_image_format(self.format)
-            .with_images(images);
+            .with_images(images)
+            .with_credentials(self.registries.iter().map(Started::credentials).collect());
         Ok(Arc::new(SingularityRuntime::connect(config).await?))
     }
 
@@ -237,6 +245,15 @@ impl Harness for ApptainerHarness {
         Ok(Some(name))
     }
 
+    async fn registries(&self) -> Result<Option<Registries>> {
+        let Some(started) = &self.registries else {
+            return Ok(None);
+        };
+        let names = started.names(|| async { Ok(()) }).await?;
+        forget(&self.folder.0.join("images")).map_err(failed("forgetting images"))?;
+        Ok(Some(names))
+    }
+
     async fn tidy(&self, owner: &Owner) -> Result<()> {
         let planted = {
             let mut all = self.planted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,6 +273,23 @@ impl Harness for ApptainerHarness {
         }
         Ok(())
     }
+}
+
+/// Takes all images, and what is known of their names, out of a cache.
+fn forget(cache: &Path) -> io::Result<()> {
+    let files = |folder: &Path| -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?
+            .map(|entry| Ok(entry?.path()))
+            .collect()
+    };
+    for path in files(cache)? {
+        if path.ends_with("names") {
+            files(&path)?.iter().try_for_each(fs::remove_file)?;
+        } else if path.is_dir() {
+            fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Folders in which nothing can be removed, until this is dropped.

@@ -51,9 +51,10 @@ pub(crate) struct EngineOptions {
     /// Ends and starts the engine, for the cases about that; run by sh, as whoever started this
     #[arg(long, value_name = "COMMAND")]
     pub(crate) restart: Option<String>,
-    /// Two registries to fetch from: the file that tests/services/registry.sh writes
+    /// Two registries to fetch from: the file that tests/services/registry.sh writes. For
+    /// Apptainer they have to hold the probe as v6-conformance/probe:1 (registry.sh push)
     #[arg(long, value_name = "FILE")]
-    registries: Option<PathBuf>,
+    pub(crate) registries: Option<PathBuf>,
 }
 
 impl EngineOptions {

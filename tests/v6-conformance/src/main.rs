@@ -186,7 +186,10 @@ fn harness(
     apptainer: ApptainerOptions,
 ) -> Result<Arc<dyn Harness>, String> {
     if kind == Kind::Singularity {
-        return Ok(Arc::new(ApptainerHarness::new(apptainer)?));
+        return Ok(Arc::new(ApptainerHarness::new(
+            apptainer,
+            options.registries.as_deref(),
+        )?));
     }
     Ok(match engine(kind, options)? {
         Some(engine) => Arc::new(engine),

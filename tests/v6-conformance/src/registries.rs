@@ -72,10 +72,21 @@ impl Started {
 
     /// Fills them the first time, and takes all that was fetched from the engine.
     pub(crate) async fn ready(&self, docker: &Docker, probe: &str) -> Result<Registries> {
-        let stalled = self
-            .filled
-            .get_or_try_init(|| self.fill(docker, probe))
-            .await?;
+        let registries = self.names(|| self.fill(docker, probe)).await?;
+        images::forget_all(docker, LABEL).await?;
+        Ok(registries)
+    }
+
+    /// The names in them, once they are filled.
+    pub(crate) async fn names<F>(&self, fill: impl FnOnce() -> F) -> Result<Registries>
+    where
+        F: Future<Output = std::result::Result<(), Failed>>,
+    {
+        let ready = || async {
+            fill().await?;
+            self.way()
+        };
+        let stalled = self.filled.get_or_try_init(ready).await?;
         let image = |registry: &str, repository: &str| {
             ImageRef::parse(&format!("{registry}/{repository}:{TAG}"))
         };
@@ -89,19 +100,17 @@ impl Started {
         let stalled = stalled.address().to_string().replace("tcp://", "");
         // The same registry under a name that no credentials are for.
         let refused = self.private.replace("127.0.0.1", "localhost");
-        let registries = Registries {
+        Ok(Registries {
             open: image(&self.open, REPOSITORY)?,
             absent: image(&self.open, "v6-conformance/absent")?,
             private: image(&self.private, REPOSITORY)?,
             refused: image(&refused, REPOSITORY)?,
             unreachable: image(NOWHERE, REPOSITORY)?,
             stalled: image(&stalled, REPOSITORY)?,
-        };
-        images::forget_all(docker, LABEL).await?;
-        Ok(registries)
+        })
     }
 
-    async fn fill(&self, docker: &Docker, probe: &str) -> std::result::Result<FaultProxy, Failed> {
+    async fn fill(&self, docker: &Docker, probe: &str) -> std::result::Result<(), Failed> {
         let instruction = format!("LABEL {LABEL}");
         for registry in [&self.open, &self.private] {
             let repository = format!("{registry}/{REPOSITORY}");
@@ -117,6 +126,11 @@ impl Started {
             let pushed: std::result::Result<Vec<_>, _> = pushed.try_collect().await;
             pushed.map_err(failed("filling a registry"))?;
         }
+        Ok(())
+    }
+
+    /// To the open one, and it can be made to stall.
+    fn way(&self) -> std::result::Result<FaultProxy, Failed> {
         let address = |text: &str| text.parse().map_err(failed("a registry's address"));
         // Not just anywhere: an engine may want to be told of each registry without TLS.
         let way = FaultProxy::start(

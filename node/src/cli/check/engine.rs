@@ -9,7 +9,7 @@ use v6_runtime::{ErrorKind, Floor, ImageRef, PullPolicy, Runtime};
 
 use super::{Finding, Probe};
 use crate::cli::render;
-use crate::config::Config;
+use crate::config::{Config, RuntimeKind};
 
 /// Probes of a runtime that was connected to.
 #[must_use]
@@ -17,7 +17,10 @@ pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn P
     let mut probes: Vec<Box<dyn Probe>> = vec![
         Box::new(Engine(runtime.clone())),
         Box::new(Floors(runtime.clone())),
-        Box::new(Limits(runtime.clone())),
+        Box::new(Limits {
+            runtime: runtime.clone(),
+            config: config.clone(),
+        }),
         Box::new(Connections(runtime.clone())),
         Box::new(Isolation(runtime.clone())),
     ];
@@ -44,14 +47,22 @@ pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn P
 #[must_use]
 pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
     let kind = config.runtime.kind.name();
-    let remedy = match error.kind() {
-        ErrorKind::Denied => {
+    let remedy = match (config.runtime.kind, error.kind()) {
+        (RuntimeKind::Singularity, ErrorKind::Denied) => {
+            "let this user make user name spaces, and own the folder; docs/operating.md says how"
+                .to_owned()
+        }
+        (RuntimeKind::Singularity, ErrorKind::Unavailable | ErrorKind::NotFound) => {
+            "install Apptainer, or set runtime.singularity.program to where it is".to_owned()
+        }
+        (_, ErrorKind::Denied) => {
             "give this user access to the engine; who may use the socket of root's is root on this machine"
                 .to_owned()
         }
-        ErrorKind::Unavailable | ErrorKind::Timeout => {
+        (_, ErrorKind::Unavailable | ErrorKind::Timeout) => {
             format!("start the engine, or set runtime.{kind}.host to where it listens")
         }
+        (_, ErrorKind::Quota) => "make room on the disk of runtime.data_dir".to_owned(),
         _ => "correct the runtime: section of the configuration".to_owned(),
     };
     let message = format!("{kind} cannot be used: {}", render(error));
@@ -117,7 +128,11 @@ impl Probe for Floors {
     }
 }
 
-struct Limits(Arc<dyn Runtime>);
+/// What the engine limits, and what runs are to have no limit of.
+struct Limits {
+    runtime: Arc<dyn Runtime>,
+    config: Arc<Config>,
+}
 
 #[async_trait]
 impl Probe for Limits {
@@ -126,21 +141,43 @@ impl Probe for Limits {
     }
 
     async fn run(&self) -> Finding {
-        let kinds = self.0.capabilities().resources;
+        let run = &self.config.runtime.run;
+        let wanted = |name: &str| match name {
+            "cpu" => run.cpu_milli.is_some(),
+            "memory" => run.memory_bytes.is_some(),
+            "gpu" => false,
+            _ => true,
+        };
+        let kinds = self.runtime.capabilities().resources;
         let missing: Vec<&str> = kinds
             .iter()
-            .filter(|(name, kept)| !kept && *name != "gpu")
+            .filter(|(name, kept)| !kept && wanted(name))
             .map(|(name, _)| name)
             .collect();
-        if missing.is_empty() {
+        if !missing.is_empty() {
+            let message = format!("the engine cannot limit: {}", missing.join(", "));
+            return Finding::fail(
+                message,
+                "enable the cgroup controllers that this needs, or write runtime.run.cpus: none and \
+                 runtime.run.memory: none; runs that ask for such a limit are refused",
+            );
+        }
+        let without: Vec<&str> = ["cpu", "memory"]
+            .into_iter()
+            .filter(|name| !wanted(name))
+            .collect();
+        if without.is_empty() {
             return Finding::ok(
                 "processor, memory, processes and temporary files of each run are limited",
             );
         }
-        let message = format!("the engine cannot limit: {}", missing.join(", "));
-        Finding::fail(
+        let message = format!(
+            "runs have no limit of {}: one can use up this machine's",
+            without.join(" and ")
+        );
+        Finding::warn(
             message,
-            "enable the cgroup controllers that this needs; runs that ask for such a limit are refused",
+            "that is what runtime.run says; keep other work off this machine",
         )
     }
 }
