@@ -193,7 +193,6 @@ fn singularity(context: &Context, section: &Section<'_>) -> Singularity {
             images.insert(name, path);
         }
     }
-    local.finish();
     let format = section.read("image_format", |field| {
         choice(field, &["folder", "sif"], |word| word)
     });
