@@ -84,7 +84,6 @@ impl Shared {
         if self.quirks().record_made_alone {
             volumes.extend(self.engine.volume(&self.name(id, Part::Stored)).await?);
         }
-        let mut mounted_by_ours = false;
         for container in containers {
             let labels = container.labels.unwrap_or_default();
             let names = container.names.unwrap_or_default();
@@ -92,7 +91,6 @@ impl Shared {
                 if record::identify(self.owner(), name, &labels).is_none() {
                     continue;
                 }
-                mounted_by_ours = true;
                 let name = name.trim_start_matches('/');
                 if let Err(error) = self.remove_container_wholly(name).await {
                     first.get_or_insert(error);
@@ -108,8 +106,6 @@ impl Shared {
                         first.get_or_insert(error);
                     }
                 }
-                // The engine has made it for a container of ours that came when the record was gone.
-                None if mounted_by_ours && volume.labels.is_empty() => record = Some(volume.name),
                 None => {}
             }
         }
