@@ -16,11 +16,15 @@ use v6_runtime::{
 
 use crate::ask::{self, ASK_LIMIT, join};
 use crate::error::{Error as Step, words};
+use crate::quirks::is_half_stored;
 use crate::registry_words::{Trouble, trouble};
 use crate::state::Shared;
 
 /// A pull that shows no progress for so long is given up.
 const PULL_STALLED: Duration = Duration::from_secs(300);
+/// How long an image may be there in part, because another call fetches it.
+const BEING_STORED: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How often a pull's progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -299,7 +303,16 @@ fn image_id(found: &ImageInspect) -> Option<String> {
 }
 
 async fn local(docker: &Docker, name: &str) -> Result<Option<ImageInspect>> {
-    match timeout(ASK_LIMIT, docker.inspect_image(name)).await {
+    let since = Instant::now();
+    let asked = loop {
+        match timeout(ASK_LIMIT, docker.inspect_image(name)).await {
+            Ok(Err(source)) if is_half_stored(&source) && since.elapsed() < BEING_STORED => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            asked => break asked,
+        }
+    };
+    match asked {
         Ok(Ok(found)) => Ok(Some(found)),
         Ok(Err(source)) if status(&source) == Some(404) => Ok(None),
         Ok(Err(source)) => Err(Step::Engine {

@@ -67,7 +67,8 @@ struct Reader {
     engine: Engine,
     container: String,
     follow: bool,
-    /// After the end it is read once more without following, for what that has left out.
+    /// What is followed may lack something that comes before the end: a log that has ended is read
+    /// without following, and one that was followed to its end once more.
     again_at_end: bool,
     /// How many bytes may still be given.
     left: Option<u64>,
@@ -82,6 +83,13 @@ impl Reader {
         loop {
             if self.left == Some(0) {
                 return Ok(None);
+            }
+            if self.entries.is_none()
+                && self.follow
+                && self.again_at_end
+                && has_ended(&self.engine, &self.container).await?
+            {
+                self.follow = false;
             }
             let entries = match &mut self.entries {
                 Some(entries) => entries,

@@ -239,6 +239,14 @@ pub(crate) fn is_not_running(error: &Error) -> bool {
     }
 }
 
+/// Whether an engine says that of an image not everything is there yet: Podman 4.3.1 answers 500 with
+/// `… locating item named "manifest" for image with ID "…" (consider removing the image to resolve the
+/// issue): file does not exist` while another call puts that image into its store; Docker answers 404.
+pub(crate) fn is_half_stored(error: &bollard::errors::Error) -> bool {
+    use bollard::errors::Error::DockerResponseServerError as Refused;
+    matches!(error, Refused { status_code: 500, message } if message.contains("locating item named "))
+}
+
 /// What an engine says against an image that was to be added to a list, in the words of the registry
 /// alone: Podman 4.3.1 answers 400 with `{"Id":"","errors":["…"]}`, where all other refusals are a
 /// `message`.

@@ -318,3 +318,21 @@ fn a_refusal_in_a_list_of_errors() {
     assert_eq!(words(many), "manifest unknown: manifest unknown");
     assert_eq!(words("no such image"), "no such image");
 }
+
+/// Seen once, with two processes that fetched one image at the same time on a busy machine.
+#[test]
+fn an_image_that_is_being_stored() {
+    let refused = |status_code, message: &str| bollard::errors::Error::DockerResponseServerError {
+        status_code,
+        message: message.to_owned(),
+    };
+    let words = "failed to convert ImageData to ImageInspect '127.0.0.1:23453/v6-conformance/probe@sha256:c871': \
+                 locating item named \"manifest\" for image with ID \"aa4d\" (consider removing the image to \
+                 resolve the issue): file does not exist";
+    assert!(quirks::is_half_stored(&refused(500, words)));
+    assert!(!quirks::is_half_stored(&refused(404, "no such image")));
+    assert!(!quirks::is_half_stored(&refused(
+        500,
+        "no space left on device"
+    )));
+}
