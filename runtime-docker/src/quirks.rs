@@ -55,10 +55,11 @@ pub(crate) struct Quirks {
     /// Docker gives the devices or refuses the container. Podman 4.3.1 makes it without them.
     pub(crate) device_requests_ignored: bool,
 
-    /// The log of a container that has ended, when it is followed, may end before its last lines.
+    /// The log of a container that has ended, when it is followed, may lack lines, mostly the last ones.
     ///
     /// Docker gives all. Podman 4.3.1 lets go of the log as soon as it sees the end: of 1,778,864 bytes
-    /// 1,397,130, 1,521,334 and 1,625,124 came. Without following, all come.
+    /// 1,397,130, 1,521,334 and 1,625,124 came. On a busy machine what was missing was once not at the
+    /// end, so that no later reading could add it. Without following, all come.
     pub(crate) follow_loses_end: bool,
 
     /// The paths of a mount are words of a list with commas, and may be taken for more than they are.

@@ -148,6 +148,41 @@ sevrer: x
 }
 
 #[test]
+fn apptainers_images_and_absent_limits_are_read() {
+    let text = r#"
+hq_url: https://hq.example.org
+port: 443
+api_path: /hq
+encryption: {enabled: false}
+runtime:
+  kind: singularity
+  run: {cpus: none, memory: none}
+  singularity:
+    image_format: sif
+    images: {"localhost/average:1": images/average.sif}
+"#;
+    let runtime = read(text, &flat_environment()).unwrap().runtime;
+    assert_eq!(runtime.kind, RuntimeKind::Singularity);
+    assert_eq!(
+        (runtime.run.cpu_milli, runtime.run.memory_bytes),
+        (None, None)
+    );
+    assert!(runtime.singularity.sif);
+    let images: Vec<_> = runtime.singularity.images.into_iter().collect();
+    let name = v6_runtime::ImageRef::parse("localhost/average:1").unwrap();
+    assert_eq!(images, [(name, "/etc/v6/images/average.sif".into())]);
+
+    let text = text
+        .replace("localhost/average:1", "Not A Name")
+        .replace("sif\n", "zip\n");
+    let text = format!("{text}  total: {{memory: 8GiB}}\n");
+    let shown = problems(&text, &flat_environment());
+    for wrong in ["Not A Name", "image_format", "runtime.run.memory: none"] {
+        assert!(shown.contains(wrong), "{wrong}: {shown}");
+    }
+}
+
+#[test]
 fn broken_yaml_names_the_line() {
     insta::assert_snapshot!(problems("node:\n  name: [a\n  hq: x\n", &environment([])));
     let missing = load(Path::new("/nowhere/node.yaml"), &environment([]))
