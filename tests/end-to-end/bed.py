@@ -122,7 +122,8 @@ class Engine:
 class Node:
     """One `v6-node` of one organization."""
 
-    def __init__(self, config: Path, secrets: Path, log: Path, engine: Engine) -> None:
+    def __init__(self, config: Path, secrets: Path, log: Path,
+                 engine: Engine = Engine()) -> None:
         self.config, self.log, self.engine = config, log, engine
         self.environment = dict(os.environ) | shell_variables(secrets.read_text())
         self.process: subprocess.Popen | None = None
