@@ -19,11 +19,13 @@
 
 mod claim;
 mod init;
+mod job;
 mod monitor;
 mod monitor_state;
 
 pub use claim::{Claim, ClaimError, End, MAX_CLAIM, NotStarted};
 pub use init::{InitOptions, InvalidOption, Listener};
+pub use job::TunnelOptions;
 pub use monitor::{LaunchError, MonitorOptions, RunFolder, RunLock, Sight, Stop, StopCause};
 pub use monitor_state::{Ended, LogFrame, Verdict};
 

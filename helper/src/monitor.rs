@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::job::TunnelOptions;
 use crate::monitor_state::{self, Ended, Recorded, State};
 
 /// How long a lock may be held by somebody who only looks whether it is.
@@ -122,6 +123,8 @@ pub struct MonitorOptions {
     pub grace: Option<Duration>,
     /// The most that is kept of what the run prints; 64 MiB if not given.
     pub log_bytes: Option<u64>,
+    /// As a job: where its granted connections go.
+    pub tunnel: Option<TunnelOptions>,
 }
 
 impl MonitorOptions {
@@ -153,7 +156,14 @@ impl MonitorOptions {
         self
     }
 
-    fn arguments(&self, folder: &Path) -> Vec<OsString> {
+    /// Sets [`Self::tunnel`].
+    #[must_use]
+    pub fn with_tunnel(mut self, tunnel: TunnelOptions) -> Self {
+        self.tunnel = Some(tunnel);
+        self
+    }
+
+    pub(crate) fn arguments(&self, folder: &Path) -> Vec<OsString> {
         let mut line: Vec<OsString> = vec!["monitor".into(), "--folder".into(), folder.into()];
         let mut option = |name: &str, value: OsString| line.extend([name.into(), value]);
         for (folder, bytes) in &self.tmpfs {
@@ -172,7 +182,11 @@ impl MonitorOptions {
         if let Some(bytes) = self.log_bytes {
             option("--log-bytes", bytes.to_string().into());
         }
-        line.push("--".into());
+        if let Some(tunnel) = &self.tunnel {
+            let mut value = OsString::from(format!("{},{}=", tunnel.grants, tunnel.run));
+            value.push(&tunnel.address);
+            option("--tunnel", value);
+        }
         line
     }
 }
@@ -308,6 +322,7 @@ impl RunFolder {
         let lock = lock.0.try_clone().map_err(failed)?;
         let mut child = Command::new(program)
             .args(options.arguments(&self.0))
+            .arg("--")
             .args(command)
             .env_clear()
             .envs(environment.iter().cloned())
@@ -341,8 +356,22 @@ impl RunFolder {
         if let Some(State::Ended(ended)) = self.state()?.map(|recorded| recorded.state) {
             return Ok(Sight::Ended(ended));
         }
-        let held = self.is_held()?;
         // In this order: who was just ending has written its end before the lock was free.
+        let held = self.is_held()?;
+        self.sight(held, Some(&this_boot()?))
+    }
+
+    /// The same where the monitor is a job, maybe on another host: whether the job was in the batch
+    /// system's hands before this call, is the caller's to know.
+    ///
+    /// # Errors
+    /// Those of the file system, and `InvalidData` for a state that cannot be read.
+    pub fn look_at_job(&self, alive: bool) -> io::Result<Sight> {
+        self.sight(alive, None)
+    }
+
+    /// `here` is this boot of this machine, where the monitor is on it.
+    fn sight(&self, held: bool, here: Option<&str>) -> io::Result<Sight> {
         let recorded = self.state()?;
         let stop = self.decision()?;
         let Some(Recorded { state, boot }) = recorded else {
@@ -354,7 +383,7 @@ impl RunFolder {
             State::Running { started } => Some(started),
         };
         let lost = |why| Ok(Sight::Lost { started, why });
-        if this_boot()? != boot {
+        if here.is_some_and(|here| here != boot) {
             return lost("the machine was restarted while it ran");
         }
         if !held {
@@ -367,6 +396,14 @@ impl RunFolder {
                 Sight::Running { started, stop }
             }
         })
+    }
+
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(self.0.join(name))?;
+        file.write_all(content)?;
+        file.sync_data()
     }
 
     fn state(&self) -> io::Result<Option<Recorded>> {
@@ -481,7 +518,7 @@ impl RunFolder {
         self.0.join("log")
     }
 
-    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let file = match File::open(self.0.join(name)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

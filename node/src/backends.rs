@@ -27,7 +27,9 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn Runtime>> {
             docker_api(config, podman, settings.podman_host.as_ref()).await
         }
         #[cfg(feature = "singularity")]
-        RuntimeKind::Singularity => singularity(config).await,
+        RuntimeKind::Singularity => singularity(config, None).await,
+        #[cfg(feature = "singularity")]
+        RuntimeKind::Slurm => singularity(config, Some(slurm(&config.runtime.slurm))).await,
         #[cfg(not(all(feature = "docker", feature = "podman", feature = "singularity")))]
         kind => Err(v6_runtime::Error::unsupported(
             "runtime.kind",
@@ -49,7 +51,10 @@ fn credentials(config: &Config) -> Vec<v6_runtime::RegistryCredentials> {
 }
 
 #[cfg(feature = "singularity")]
-async fn singularity(config: &Config) -> Result<Arc<dyn Runtime>> {
+async fn singularity(
+    config: &Config,
+    slurm: Option<v6_runtime_singularity::SlurmConfig>,
+) -> Result<Arc<dyn Runtime>> {
     use v6_runtime_singularity::{ImageFormat, SingularityConfig, SingularityRuntime};
 
     let settings = &config.runtime;
@@ -65,6 +70,7 @@ async fn singularity(config: &Config) -> Result<Arc<dyn Runtime>> {
         .with_cache(own.cache.clone())
         .with_image_format(format)
         .with_images(own.images.clone())
+        .with_slurm(slurm)
         .with_log_bytes(settings.run.log_bytes)
         .with_credentials(credentials(config));
     let runtime = SingularityRuntime::connect(singularity).await?;
@@ -72,6 +78,37 @@ async fn singularity(config: &Config) -> Result<Arc<dyn Runtime>> {
         tracing::warn!("{notice}");
     }
     Ok(Arc::new(runtime))
+}
+
+#[cfg(feature = "singularity")]
+fn slurm(own: &crate::config::Slurm) -> v6_runtime_singularity::SlurmConfig {
+    use v6_runtime_singularity::{SlurmConfig, SlurmListen, SlurmOptions};
+
+    let ask = |own: &crate::config::SlurmAsk| {
+        SlurmOptions::default()
+            .with_partition(own.partition.clone())
+            .with_account(own.account.clone())
+            .with_qos(own.qos.clone())
+            .with_constraint(own.constraint.clone())
+            .with_gres(own.gres.clone())
+            .with_arguments(own.arguments.clone())
+    };
+    let by_image = own.images.iter();
+    let by_image = by_image.map(|(image, own)| (image.clone(), ask(own)));
+    let mut slurm = SlurmConfig::default()
+        .with_commands(own.commands.clone())
+        .with_conf(own.conf.clone())
+        .with_ask(ask(&own.ask))
+        .with_ask_by_image(by_image.collect())
+        .with_time_limit(own.time_limit)
+        .with_listen(own.listen.clone().map(|listen| SlurmListen {
+            address: listen.address,
+            ports: listen.ports,
+        }));
+    if let Some(most) = std::num::NonZeroU32::new(own.max_jobs) {
+        slurm = slurm.with_max_jobs(most);
+    }
+    slurm
 }
 
 /// An engine that speaks Docker's API, and is the one that was named.

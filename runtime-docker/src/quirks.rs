@@ -248,6 +248,14 @@ pub(crate) fn is_half_stored(error: &bollard::errors::Error) -> bool {
     matches!(error, Refused { status_code: 500, message } if message.contains("locating item named "))
 }
 
+/// Whether an engine says that it cannot get at a container's files, which it can the next moment: Podman
+/// 4.3.1 answers 500 with `mounting storage for container …: lstat …/merged: no such file or directory`
+/// while it mounts and unmounts others. Seen once in some thousand reads.
+pub(crate) fn is_half_mounted(error: &bollard::errors::Error) -> bool {
+    use bollard::errors::Error::DockerResponseServerError as Refused;
+    matches!(error, Refused { status_code: 500, message } if message.starts_with("mounting storage for "))
+}
+
 /// What an engine says against an image that was to be added to a list, in the words of the registry
 /// alone: Podman 4.3.1 answers 400 with `{"Id":"","errors":["…"]}`, where all other refusals are a
 /// `message`.

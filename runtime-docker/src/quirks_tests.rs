@@ -336,3 +336,18 @@ fn an_image_that_is_being_stored() {
         "no space left on device"
     )));
 }
+
+#[test]
+fn files_that_are_being_mounted_are_told_apart() {
+    let words = "mounting storage for container 1de5579e: lstat /var/lib/containers/storage/overlay/2081/merged: \
+                 no such file or directory";
+    let refused = |status_code, message: &str| bollard::errors::Error::DockerResponseServerError {
+        status_code,
+        message: message.to_owned(),
+    };
+    assert!(quirks::is_half_mounted(&refused(500, words)));
+    assert!(!quirks::is_half_mounted(&refused(
+        404,
+        "no such file or directory"
+    )));
+}

@@ -12,15 +12,22 @@ use crate::remove::remove_tree;
 use crate::state::Shared;
 
 /// What says how a run ended: kept to the last, so that until then it is still told.
-const LAST: [&str; 7] = [
+const LAST: [&str; 11] = [
     "record.json",
     "failed.json",
+    "concluded.json",
+    "job",
+    "attempt",
+    "begun",
     "state",
     "stop",
     "claim",
     "engine.log",
     "lock",
 ];
+
+/// How long a job has to end by itself.
+const STUBBORN: Duration = Duration::from_secs(10);
 
 impl Shared {
     /// Removes a run that has finished, or any if forced.
@@ -71,9 +78,10 @@ impl Shared {
     }
 
     async fn remove_what_is_there(self: &Arc<Self>, id: &RunId) -> Result<()> {
-        if self.place_is_held(id).await? {
+        if self.is_held(id).await? {
             self.decide(id, Duration::ZERO).await?;
             self.stop_driver(id).await;
+            self.ring(id).await?;
             self.released(id).await?;
         } else {
             self.stop_driver(id).await;
@@ -112,18 +120,17 @@ impl Shared {
         self.remove_hidden(Some(id)).await
     }
 
-    async fn place_is_held(&self, id: &RunId) -> Result<bool> {
-        let place = self.runs.place(id);
-        let failed = Error::host("the run's lock cannot be seen");
-        blocking(move || place.0.is_held().map_err(failed)).await
-    }
-
     /// Waits until nobody works on a run that was told to end at once.
     async fn released(self: &Arc<Self>, id: &RunId) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(60);
         const LOOK_AGAIN: Duration = Duration::from_millis(5);
+        let started = tokio::time::Instant::now();
         let waiting = async {
-            while self.place_is_held(id).await? {
+            while self.is_held(id).await? {
+                // A monitor that could end its run has done it by then.
+                if started.elapsed() > STUBBORN {
+                    self.kill_job(id).await?;
+                }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
             Ok::<(), Error>(())

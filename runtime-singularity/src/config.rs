@@ -8,6 +8,7 @@ use std::time::Duration;
 use v6_runtime::{ImageRef, Owner, RegistryCredentials};
 
 use crate::error::{Error, Result};
+use crate::slurm::SlurmConfig;
 
 /// In which form the cache keeps images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +53,9 @@ pub struct SingularityConfig {
     pub call_timeout: Duration,
     /// The longest that fetching and unpacking one image may take; an hour.
     pub build_timeout: Duration,
+    /// If runs are jobs of Slurm's: how. Everything then is in folders that all compute nodes have under
+    /// the same path, the command and the images included.
+    pub slurm: Option<SlurmConfig>,
     /// How many containers are started at once; 8. Fetching images does not count.
     pub concurrent_starts: NonZeroU32,
 }
@@ -74,6 +78,7 @@ impl SingularityConfig {
             credentials: Vec::new(),
             call_timeout: Duration::from_secs(60),
             build_timeout: Duration::from_secs(3600),
+            slurm: None,
             concurrent_starts: count(8),
         }
     }
@@ -132,6 +137,7 @@ setters! {
     with_credentials credentials: Vec<RegistryCredentials>,
     with_call_timeout call_timeout: Duration,
     with_build_timeout build_timeout: Duration,
+    with_slurm slurm: Option<SlurmConfig>,
     with_concurrent_starts concurrent_starts: NonZeroU32,
 }
 

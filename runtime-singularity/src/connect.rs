@@ -15,6 +15,7 @@ use crate::error::{Error, Result, blocking};
 use crate::image::Images;
 use crate::record::{Runs, make_private, write_new};
 use crate::remove::remove_tree;
+use crate::slurm::Slurm;
 use crate::state::{Settled, Shared};
 
 const SECCOMP: &str = include_str!("seccomp.json");
@@ -46,10 +47,25 @@ pub(crate) async fn connect(config: SingularityConfig) -> Result<Arc<Shared>> {
     }
     let program = config.program.as_deref();
     let engine = Engine::find(program, &config.folder, config.call_timeout).await?;
-    try_namespaces(&helper, &config.folder).await?;
     let images = Images::new(&config, engine.clone())?;
     let mut notices = Vec::new();
     let mut capabilities = capabilities();
+    let slurm = match &config.slurm {
+        Some(slurm) => Some(Slurm::find(slurm.clone(), &config.owner).await?),
+        None => None,
+    };
+    match &slurm {
+        Some(slurm) => {
+            with_slurm(slurm, &mut capabilities, &mut notices).await?;
+        }
+        None => {
+            try_namespaces(&helper, &config.folder).await?;
+            notices.push(
+                "memory and processors of runs are not limited: there is no control group of our own"
+                    .into(),
+            );
+        }
+    }
     let release = kernel_release();
     if kernel(&release).is_none_or(|found| found < COUNTED_APART) {
         capabilities.resources.pids = false;
@@ -57,20 +73,41 @@ pub(crate) async fn connect(config: SingularityConfig) -> Result<Arc<Shared>> {
             "the kernel {release} counts processes by user and not by run: no limit on them"
         ));
     }
-    notices.push(
-        "memory and processors of runs are not limited: there is no control group of our own"
-            .into(),
-    );
     Ok(Arc::new(Shared::new(Settled {
         config,
         engine,
         images,
         runs,
+        slurm,
         helper,
         seccomp,
         capabilities,
         notices,
     })))
+}
+
+/// What changes where runs are jobs.
+async fn with_slurm(
+    slurm: &Slurm,
+    all: &mut Capabilities,
+    notices: &mut Vec<String>,
+) -> Result<()> {
+    all.resources.memory = slurm.limits_memory().await?;
+    all.outcomes.out_of_memory = all.resources.memory;
+    if !all.resources.memory {
+        notices.push(
+            "memory of runs is not limited: this site's Slurm does not confine jobs to what they ask \
+             for (ConstrainRAMSpace)"
+                .into(),
+        );
+    }
+    all.egress = slurm.config.listen.is_some();
+    if !all.egress {
+        notices.push(
+            "runs reach nobody: no address is set where compute nodes find this process".into(),
+        );
+    }
+    Ok(())
 }
 
 fn capabilities() -> Capabilities {

@@ -1,6 +1,5 @@
 //! From an accepted run to a started one: its image, its container, its monitor.
 
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +10,7 @@ use v6_runtime::{Pending, RunId, RunPhase, RunSpec, StartFailure, StartFailureCa
 use crate::error::{Error, Result, blocking};
 use crate::image::{Fault, Ready};
 use crate::record::Record;
+use crate::slurm::{Request, Slurm};
 use crate::state::Shared;
 use crate::{files, plan, translate};
 
@@ -116,46 +116,68 @@ async fn start(shared: &Arc<Shared>, job: Job) -> Result<(), Fault> {
     let room = shared.starts.acquire().await;
     tell(Pending::Starting);
     // From here on nothing waits for anybody but this machine, and nothing is left half done.
-    let (at_work, job_id) = (shared.clone(), job.id.clone());
+    let (id, lock) = (job.id.clone(), job.lock.clone());
+    let at_work = shared.clone();
     let launched = tokio::spawn(async move { launch(&at_work, job, image).await }).await;
     drop(room);
-    launched.unwrap_or_else(|error| {
-        let message = format!("the start of {job_id} broke: {error}");
+    let launched = launched.unwrap_or_else(|error| {
+        let message = format!("the start of {id} broke: {error}");
         let failure = StartFailure::new(StartFailureCause::Engine, message);
         Err(Fault::Failure(failure))
-    })
+    });
+    match launched? {
+        Launched::Started => Ok(()),
+        Launched::Made(slurm, request) => {
+            shared.set_pending(&id, Some(Pending::Queued));
+            shared.submit(&slurm, &id, lock, *request).await
+        }
+    }
 }
 
-async fn launch(shared: &Arc<Shared>, job: Job, image: Ready) -> Result<(), Fault> {
+/// How far a run has come here.
+enum Launched {
+    /// Its monitor has it.
+    Started,
+    /// What it is to become is written down, and has yet to be submitted.
+    Made(Arc<Slurm>, Box<Request>),
+}
+
+async fn launch(shared: &Arc<Shared>, job: Job, image: Ready) -> Result<Launched, Fault> {
     let place = shared.runs.place(&job.id);
     let planned = plan::plan(&job.spec, &place, &image, &shared.config, &shared.seccomp);
     let planned = planned.map_err(Fault::Failure)?;
     files::make(planned.files).await?;
-    if shared.egress.is_wanted() {
+    if shared.slurm.is_none() && shared.egress.is_wanted() {
         shared.egress.open(&job.id, &job.record.egress)?;
     }
     let line = shared
         .engine
         .exec(&image, &planned.container, &planned.init);
-    let environment: Vec<(OsString, OsString)> = shared.engine.environment();
-    let (helper, monitor) = (shared.helper.clone(), planned.monitor);
-    let mounts = job.spec.mounts;
-    let lock = job.lock;
+    let (shared, monitor) = (shared.clone(), planned.monitor);
     blocking(move || {
         let failed = Error::host("the mounts of this machine cannot be read");
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
-        if let Some(why) = mounts
+        if let Some(why) = job
+            .spec
+            .mounts
             .iter()
             .find_map(|mount| plan::unusable(mount, &mountinfo))
         {
             let cause = StartFailureCause::MountUnusable;
             return Ok(Err(Fault::Failure(StartFailure::new(cause, why))));
         }
-        files::link_helper(&helper, &place)?;
+        files::link_helper(&shared.helper, &place)?;
+        if let Some(slurm) = &shared.slurm {
+            let resources = &job.spec.resources;
+            let request =
+                shared.make_job(slurm, &job.id, &job.record, resources, &monitor, &line)?;
+            return Ok(Ok(Launched::Made(slurm.clone(), Box::new(request))));
+        }
+        let environment = shared.engine.environment();
         place
             .0
-            .launch(&helper, &monitor, &line, &environment, &lock)?;
-        Ok(Ok(()))
+            .launch(&shared.helper, &monitor, &line, &environment, &job.lock)?;
+        Ok(Ok(Launched::Started))
     })
     .await?
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures_util::stream;
 use tokio::net::UnixListener;
+use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use v6_runtime::{Connection, EgressGrant, ResultStream, RunId};
@@ -45,6 +46,21 @@ impl Egress {
     /// Whether somebody has ever asked for connections.
     pub(crate) fn is_wanted(&self) -> bool {
         self.reader.borrow().is_some()
+    }
+
+    /// A place for one connection at whoever reads them. Waits for somebody who does.
+    pub(crate) async fn room(&self) -> OwnedPermit<v6_runtime::Result<Connection>> {
+        let mut readers = self.reader.subscribe();
+        loop {
+            let reader = readers.borrow_and_update().clone();
+            if let Some(reader) = reader
+                && let Ok(room) = reader.reserve_owned().await
+            {
+                return room;
+            }
+            // The sender lives as long as we do.
+            let _ = readers.changed().await;
+        }
     }
 
     /// Listens for a run. What is there already, goes on.

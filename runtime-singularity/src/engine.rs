@@ -5,14 +5,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use v6_runtime::RegistryCredentials;
 
+use crate::command::{self, Said};
 use crate::config::ImageFormat;
 use crate::error::{Error, Result};
 use crate::image::Ready;
@@ -21,8 +19,6 @@ use crate::image::Ready;
 const NAMES: [&str; 2] = ["apptainer", "singularity"];
 /// Where its own helpers are looked for, besides where it is itself.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The most that is kept of what it says.
-const MAX_WORDS: u64 = 64 << 10;
 /// The first versions of each that know all options that are used here.
 const OLDEST: (u32, u32) = (1, 2);
 const OLDEST_CE: (u32, u32) = (3, 11);
@@ -168,38 +164,17 @@ impl Engine {
         patience: Duration,
         step: &'static str,
     ) -> Result<String> {
-        let cannot = || Error::host(format!("{} cannot be started", self.program.display()));
-        let child = Command::new(&self.program)
-            .args(arguments)
+        let mut line = Command::new(&self.program);
+        line.args(arguments)
             .env_clear()
             .envs(self.environment())
             .envs(secret.iter().map(|(name, value)| (name, value)))
-            .current_dir(&self.folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .map_err(cannot())?;
-        let mut group = Group(child);
-        let (out, err) = (group.0.stdout.take(), group.0.stderr.take());
-        let ended = async {
-            let (said, complained) = tokio::join!(read(out), read(err));
-            (group.0.wait().await, said, complained)
-        };
-        // An hour is not the longest there is, and added to now it must not overflow.
-        let patience = patience.min(Duration::from_secs(366 * 86_400));
-        let Ok((status, said, complained)) = tokio::time::timeout(patience, ended).await else {
-            return Err(Error::Timeout {
-                step,
-                after: patience,
-            });
-        };
-        let status = status.map_err(cannot())?;
+            .current_dir(&self.folder);
+        let Said { status, out, err } = command::run(line, patience, step).await?;
         if status.success() {
-            return Ok(said.trim().to_owned());
+            return Ok(out.trim().to_owned());
         }
-        let words = match complained.trim() {
+        let words = match err.trim() {
             "" => format!("{} ended with {status}", self.program.display()),
             words => words.to_owned(),
         };
@@ -260,30 +235,7 @@ impl Bind {
     }
 }
 
-async fn read(from: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
-    let mut bytes = Vec::new();
-    if let Some(mut from) = from {
-        // The end of what it says has the reason, but a command that says more than this is odd.
-        let _ = (&mut from).take(MAX_WORDS).read_to_end(&mut bytes).await;
-        let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// A process and all of its group, which end with this value.
-struct Group(Child);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Not reaped yet, so that its number is nobody else's.
-        let pid = self.0.id().and_then(|pid| i32::try_from(pid).ok());
-        if let Some(group) = pid.and_then(Pid::from_raw) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-    }
-}
-
-fn look_up(name: &OsStr) -> Option<PathBuf> {
+pub(crate) fn look_up(name: &OsStr) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| PATH.into());
     std::env::split_paths(&path)
         .map(|folder| folder.join(name))

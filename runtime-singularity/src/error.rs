@@ -21,6 +21,9 @@ pub(crate) enum Error {
     /// The command failed, in its own words.
     #[error("{step}: {words}")]
     Engine { step: &'static str, words: String },
+    /// The batch system does not answer now.
+    #[error("{step}: {words}")]
+    Unavailable { step: &'static str, words: String },
     #[error("{step}: not done within {after:?}")]
     Timeout { step: &'static str, after: Duration },
     #[error(transparent)]
@@ -53,6 +56,7 @@ impl Error {
             Self::Record { .. } => ErrorKind::Protocol,
             Self::Config(_) => ErrorKind::InvalidSpec,
             Self::Engine { .. } | Self::Launch(_) => ErrorKind::Unexpected,
+            Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Contract(error) => error.kind(),
         }

@@ -19,6 +19,8 @@ use crate::runtime::SingularityRuntime;
 const CONTROL: (&str, u16) = ("control.internal", 7);
 /// The run takes about a second.
 const LIMIT: Duration = Duration::from_secs(45);
+/// A job may have to wait for others.
+const QUEUE: Duration = Duration::from_secs(300);
 /// More than the program ever prints.
 const OUTPUT: u64 = 1 << 20;
 /// An image with nothing in it: the program is mounted into every run.
@@ -61,9 +63,13 @@ pub(crate) async fn examine(config: &SingularityConfig) -> Result<Vec<Observatio
 }
 
 async fn in_a_run(config: SingularityConfig) -> Result<Vec<Observation>> {
+    let limit = match config.slurm {
+        Some(_) => QUEUE + LIMIT,
+        None => LIMIT,
+    };
     let runtime = Box::pin(SingularityRuntime::connect(config)).await?;
     let id = RunId::new("examine")?;
-    let seen = tokio::time::timeout(LIMIT, Box::pin(observe(&runtime, &id))).await;
+    let seen = tokio::time::timeout(limit, Box::pin(observe(&runtime, &id, limit))).await;
     let forced = CleanupOptions::default().with_force(true);
     let removed = runtime.cleanup(&id, forced).await;
     let seen =
@@ -72,17 +78,25 @@ async fn in_a_run(config: SingularityConfig) -> Result<Vec<Observation>> {
     Ok(seen)
 }
 
-async fn observe(runtime: &SingularityRuntime, id: &RunId) -> Result<Vec<Observation>> {
+async fn observe(
+    runtime: &SingularityRuntime,
+    id: &RunId,
+    limit: Duration,
+) -> Result<Vec<Observation>> {
     let image = runtime
         .resolve(&ImageRef::parse(IMAGE)?, PullPolicy::Never)
         .await?;
     let (host, port) = CONTROL;
     let control = format!("{host}:{port}");
+    let mut spec = RunSpec::new(image).with_deadline(SystemTime::now() + limit);
     let command = [crate::plan::HELPER, "examine", "--control", &control];
-    let spec = RunSpec::new(image)
-        .with_deadline(SystemTime::now() + LIMIT)
-        .with_egress(EgressGrant::new(GrantName::new("control")?, host, port)?)
-        .with_command(command);
+    // Without a way for jobs to reach us there is nothing that it could show to be reachable.
+    if runtime.capabilities().egress {
+        let grant = EgressGrant::new(GrantName::new("control")?, host, port)?;
+        spec = spec.with_egress(grant).with_command(command);
+    } else {
+        spec = spec.with_command(command.into_iter().take(2));
+    }
     let mut connections = runtime.connections();
     runtime.run(id, &spec).await?;
     let serving = async {

@@ -1,8 +1,8 @@
-//! The v6-runtime contract on Apptainer: containers of an ordinary user, on this machine, without any
-//! daemon.
+//! The v6-runtime contract on Apptainer: containers of an ordinary user, without any daemon, on this
+//! machine or as jobs of Slurm.
 //!
-//! Checked with Apptainer 1.4. SingularityCE has the same command line, and is untested. Jobs of Slurm
-//! are not here yet.
+//! Checked with Apptainer 1.4 and Slurm 22.05. SingularityCE has the same command line, and is
+//! untested.
 //!
 //! ```no_run
 //! use v6_runtime::{ImageRef, Owner, PullPolicy, RunId, RunSpec, Runtime, RuntimeExt};
@@ -36,10 +36,22 @@
 //! | `in/`, `out/`, `scratch/`, `hosts`, `claim` | what is mounted into the container | until the cleanup |
 //! | `box/` | what the container has at `/.v6`, read-only | until the cleanup |
 //!
+//! As a job of Slurm ([`SlurmConfig`]) the monitor is what the job executes, and the lock is free once
+//! it is submitted. Besides there are:
+//!
+//! | in the folder | what | from, to |
+//! |---|---|---|
+//! | `attempt`, `job.sh`, `job.command`, `job.environment` | what the job executes | before it is submitted, the cleanup |
+//! | `key` | by which the job proves that a connection is this run's | before it is submitted, the cleanup |
+//! | `job`, `job.log` | its number; what Slurm says of it | until the cleanup |
+//! | `begun` | made once, by the job that has begun the run, or by whoever has ended it before | until the cleanup |
+//! | `concluded.json` | how it ended, if Slurm had to be asked for that | until the cleanup |
+//!
 //! The names are not an interface.
 
 mod cleanup;
 mod collect;
+mod command;
 mod config;
 mod connect;
 mod driver;
@@ -49,6 +61,7 @@ mod error;
 mod examine;
 mod files;
 mod image;
+mod job;
 mod lease;
 mod logs;
 mod look;
@@ -57,10 +70,13 @@ mod record;
 mod remove;
 mod run;
 mod runtime;
+mod slurm;
 mod state;
 mod stop;
 mod translate;
+mod tunnel;
 mod watch;
 
 pub use config::{ImageFormat, SingularityConfig};
 pub use runtime::SingularityRuntime;
+pub use slurm::{SlurmConfig, SlurmListen, SlurmOptions};

@@ -10,11 +10,26 @@ use v6_runtime::{Error as Public, ResultStream, RunId, RunStatus};
 
 use crate::error::{Error, Result, blocking};
 use crate::record::{Place, Record, There};
+use crate::slurm::Job;
 use crate::state::Shared;
 use crate::translate::{self, Seen};
 
 /// How many runs are looked at at once.
 pub(crate) const AT_ONCE: usize = 8;
+
+/// Who holds a run, and whether that is known to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A monitor on this machine, which has the run's lock.
+    Monitor,
+    /// A job of Slurm.
+    Job {
+        /// Whether it is in Slurm's hands, or about to be.
+        alive: bool,
+        /// How it ended, if that is known.
+        over: Option<Job>,
+    },
+}
 
 /// What a look at one run has found.
 #[derive(Debug)]
@@ -34,12 +49,23 @@ impl Look {
 impl Shared {
     /// Looks at one run; `None` if there is no record of it.
     pub(crate) async fn look(self: &Arc<Self>, id: &RunId) -> Result<Option<Look>> {
-        let (shared, id) = (self.clone(), id.clone());
-        blocking(move || shared.look_now(&id)).await
+        match self.slurm.clone() {
+            None => self.look_here(id, &Holder::Monitor).await,
+            Some(slurm) => self.look_at_job(&slurm, id).await,
+        }
     }
 
-    /// The same, where it may block.
-    pub(crate) fn look_now(&self, id: &RunId) -> Result<Option<Look>> {
+    /// Looks at its folder.
+    pub(crate) async fn look_here(
+        self: &Arc<Self>,
+        id: &RunId,
+        holder: &Holder,
+    ) -> Result<Option<Look>> {
+        let (shared, id, holder) = (self.clone(), id.clone(), holder.clone());
+        blocking(move || shared.look_now(&id, &holder)).await
+    }
+
+    fn look_now(&self, id: &RunId, holder: &Holder) -> Result<Option<Look>> {
         let There::Run(record) = self.runs.read(id)? else {
             return Ok(None);
         };
@@ -47,8 +73,16 @@ impl Shared {
         let looked = (|| -> Result<_> {
             let failed = || Error::host(format!("the run's folder {} cannot be read", place.0));
             // In this order: a failure is noted before the lock is given back.
-            let sight = place.0.look().map_err(failed())?;
+            let sight = match holder {
+                Holder::Monitor => place.0.look(),
+                Holder::Job { alive, .. } => place.0.look_at_job(*alive),
+            };
+            let sight = sight.map_err(failed())?;
             let failed_start = place.failure()?;
+            let concluded = match holder {
+                Holder::Monitor => None,
+                Holder::Job { .. } => place.conclusion()?,
+            };
             let (mut claim, mut words) = (None, String::new());
             if matches!(sight, Sight::Ended(_)) {
                 claim = read_claim(&place).map_err(failed())?;
@@ -56,9 +90,9 @@ impl Shared {
                     words = place.0.words().map_err(failed())?;
                 }
             }
-            Ok((sight, failed_start, claim, words))
+            Ok((sight, failed_start, concluded, claim, words))
         })();
-        let (sight, failed, claim, words) = match looked {
+        let (sight, failed, concluded, claim, words) = match looked {
             Ok(seen) => seen,
             // Removed under our eyes.
             Err(_) if matches!(self.runs.read(id), Ok(There::Nothing)) => return Ok(None),
@@ -68,13 +102,15 @@ impl Shared {
         if matches!(sight, Sight::NotBegun { .. }) {
             match self.runs.read(id)? {
                 There::Run(again) if again == record => {}
-                There::Run(_) => return self.look_now(id),
+                There::Run(_) => return self.look_now(id, holder),
                 There::Nothing | There::Stranger => return Ok(None),
             }
         }
         let seen = Seen {
             record: &record,
             failed: failed.as_ref(),
+            concluded: concluded.as_ref(),
+            holder,
             sight: &sight,
             claim: claim.as_ref(),
             words: &words,
@@ -89,7 +125,7 @@ impl Shared {
     }
 }
 
-fn read_claim(place: &Place) -> std::io::Result<Option<Claim>> {
+pub(crate) fn read_claim(place: &Place) -> std::io::Result<Option<Claim>> {
     let file = match File::open(place.claim()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         file => file?,

@@ -10,12 +10,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, renameat, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use v6_helper::{RunFolder, RunLock};
 use v6_runtime::{
-    Access, Annotations, EgressGrant, OutputKind, OutputName, Owner, ResolvedImage, RunId, RunSpec,
-    SpecDigest, StartFailure,
+    Access, Annotations, EgressGrant, Outcome, OutputKind, OutputName, Owner, ResolvedImage, RunId,
+    RunSpec, SpecDigest, StartFailure,
 };
 
 use crate::error::{Error, Result};
@@ -24,6 +25,8 @@ use crate::error::{Error, Result};
 const SCHEMA: u32 = 1;
 const RECORD: &str = "record.json";
 const FAILED: &str = "failed.json";
+const CONCLUDED: &str = "concluded.json";
+const JOB: &str = "job";
 /// More than the largest annotations and grants take.
 const MAX_RECORD: u64 = 1 << 20;
 
@@ -193,12 +196,12 @@ impl Runs {
             write_new(&new.file(RECORD), &text, 0o600)?;
             File::open(new.path())?.sync_all()?;
             let place = self.place(id);
-            match renameat_with(CWD, new.path(), CWD, place.path(), RenameFlags::NOREPLACE) {
+            match move_in(new.path(), place.path()) {
                 Ok(()) => {
                     File::open(&self.folder)?.sync_all()?;
                     Ok(Some(lock))
                 }
-                Err(rustix::io::Errno::EXIST) => Ok(None),
+                Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(None),
                 Err(error) => Err(error.into()),
             }
         })();
@@ -282,7 +285,38 @@ impl Place {
 
     /// Why the run could not be started, if that is so.
     pub(crate) fn failure(&self) -> Result<Option<StartFailure>> {
-        let path = self.file(FAILED);
+        self.read(FAILED)
+    }
+
+    /// Notes why it could not be started, for good.
+    pub(crate) fn fail(&self, failure: &StartFailure) -> Result<()> {
+        let noted = serde_json::to_vec(failure).map_err(io::Error::from);
+        self.note(FAILED, noted)
+    }
+
+    /// How it ended, if only its job's end told that.
+    pub(crate) fn conclusion(&self) -> Result<Option<Outcome>> {
+        self.read(CONCLUDED)
+    }
+
+    /// Notes how it ended, for good: Slurm forgets its jobs.
+    pub(crate) fn conclude(&self, outcome: &Outcome) -> Result<()> {
+        let noted = serde_json::to_vec(outcome).map_err(io::Error::from);
+        self.note(CONCLUDED, noted)
+    }
+
+    /// The number of its job, if it is known.
+    pub(crate) fn job(&self) -> Result<Option<u64>> {
+        self.read(JOB)
+    }
+
+    /// Notes the number of its job.
+    pub(crate) fn note_job(&self, id: u64) -> Result<()> {
+        self.note(JOB, Ok(id.to_string().into_bytes()))
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.file(name);
         match read_bounded(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
@@ -297,17 +331,28 @@ impl Place {
         }
     }
 
-    /// Notes why it could not be started, for good.
-    pub(crate) fn fail(&self, failure: &StartFailure) -> Result<()> {
-        let path = self.file(FAILED);
-        let noted = (|| -> io::Result<()> {
-            let text = serde_json::to_vec(failure)?;
-            let temporary = self.file("failed.new");
-            write_new(&temporary, &text, 0o600)?;
+    /// Makes or replaces a file in one step.
+    fn note(&self, name: &str, content: io::Result<Vec<u8>>) -> Result<()> {
+        let path = self.file(name);
+        let noted = content.and_then(|content| {
+            // Others may be at it, too.
+            let temporary = self.file(&format!("{name}.{:016x}", rand::random::<u64>()));
+            write_new(&temporary, &content, 0o600)?;
             fs::rename(temporary, &path)?;
             File::open(self.path())?.sync_all()
-        })();
+        });
         noted.map_err(Error::host(format!("{} cannot be written", path.display())))
+    }
+}
+
+/// Gives a run's folder its name, if that is free.
+fn move_in(from: &Path, to: &Path) -> Result<(), Errno> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // NFS does not know it. Without it only an empty folder would be replaced, and a run's is
+        // never empty.
+        Err(Errno::INVAL | Errno::NOSYS) if !to.exists() => renameat(CWD, from, CWD, to),
+        Err(Errno::INVAL | Errno::NOSYS) => Err(Errno::EXIST),
+        moved => moved,
     }
 }
 

@@ -64,7 +64,11 @@ impl fmt::Debug for SingularityRuntime {
 impl fmt::Display for SingularityRuntime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let engine = &self.shared.engine;
-        write!(f, "{} at {}", engine.name, engine.program.display())
+        let by = match self.shared.slurm {
+            Some(_) => ", in jobs of Slurm",
+            None => "",
+        };
+        write!(f, "{} at {}{by}", engine.name, engine.program.display())
     }
 }
 
@@ -100,7 +104,10 @@ fn told<T>(
 #[deny(clippy::missing_trait_methods)]
 impl Runtime for SingularityRuntime {
     fn kind(&self) -> &'static str {
-        "singularity"
+        match self.shared.slurm {
+            Some(_) => "slurm",
+            None => "singularity",
+        }
     }
 
     fn owner(&self) -> &Owner {
@@ -130,6 +137,10 @@ impl Runtime for SingularityRuntime {
             .into_iter()
             .map(|(name, fact)| (name.to_owned(), fact));
         said.facts.extend(facts);
+        if let Some(slurm) = &self.shared.slurm {
+            let version = told(slurm.version().await, "ping", None)?;
+            said.facts.insert("slurm".to_owned(), version);
+        }
         Ok(said)
     }
 

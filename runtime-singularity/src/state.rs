@@ -16,12 +16,15 @@ use crate::engine::Engine;
 use crate::image::Images;
 use crate::logs::LogNews;
 use crate::record::Runs;
+use crate::slurm::Slurm;
 
 pub(crate) struct Shared {
     pub(crate) config: SingularityConfig,
     pub(crate) engine: Engine,
     pub(crate) images: Images,
     pub(crate) runs: Runs,
+    /// What starts runs, if not this process.
+    pub(crate) slurm: Option<Arc<Slurm>>,
     /// Our own program, as a file.
     pub(crate) helper: PathBuf,
     /// The system calls that runs have.
@@ -33,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) log_news: LogNews,
     pub(crate) starts: Semaphore,
     pub(crate) watching: OnceCell<()>,
+    /// Whether connections of jobs are answered.
+    pub(crate) answering: OnceCell<()>,
     /// Ends every task of this runtime.
     pub(crate) closing: CancellationToken,
     live: Mutex<HashMap<RunId, Live>>,
@@ -59,6 +64,7 @@ pub(crate) struct Settled {
     pub(crate) engine: Engine,
     pub(crate) images: Images,
     pub(crate) runs: Runs,
+    pub(crate) slurm: Option<Arc<Slurm>>,
     pub(crate) helper: PathBuf,
     pub(crate) seccomp: PathBuf,
     pub(crate) capabilities: Capabilities,
@@ -72,6 +78,7 @@ impl Shared {
             engine,
             images,
             runs,
+            slurm,
             helper,
             seccomp,
             capabilities,
@@ -84,6 +91,7 @@ impl Shared {
             engine,
             images,
             runs,
+            slurm,
             helper,
             seccomp,
             capabilities,
@@ -92,6 +100,7 @@ impl Shared {
             log_news: LogNews::default(),
             starts: Semaphore::new(starts),
             watching: OnceCell::new(),
+            answering: OnceCell::new(),
             closing: CancellationToken::new(),
             live: Mutex::default(),
         }

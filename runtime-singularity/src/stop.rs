@@ -7,6 +7,7 @@ use v6_helper::{Sight, StopCause};
 use v6_runtime::{CancelOptions, Cancelled, ErrorKind, RunId};
 
 use crate::error::{Error, Result, blocking};
+use crate::look::Look;
 use crate::state::Shared;
 
 /// How long a monitor may take to write down what it has decided.
@@ -29,6 +30,7 @@ impl Shared {
         let grace = options.grace.unwrap_or(look.record.grace);
         let decided = self.decide(id, grace).await?;
         self.stop_driver(id).await;
+        self.ring(id).await?;
         if decided == StopCause::End {
             // It had ended by itself, and its monitor is just writing that down.
             self.settled(id).await?;
@@ -61,26 +63,17 @@ impl Shared {
 
     /// Waits until a run that is ending is over, or nobody works on it any more.
     pub(crate) async fn settled(self: &Arc<Self>, id: &RunId) -> Result<()> {
-        let place = self.runs.place(id);
         let waiting = async {
-            loop {
-                let place = place.clone();
-                let sight = blocking(move || {
-                    let failed = Error::host("the run's folder cannot be read");
-                    let free = !place
-                        .0
-                        .is_held()
-                        .map_err(Error::host("the lock cannot be seen"))?;
-                    Ok((free, place.0.look().map_err(failed)?))
-                });
-                match sight.await? {
-                    (true, _) | (_, Sight::Ended(_) | Sight::Lost { .. }) => {
-                        return Ok::<(), Error>(());
-                    }
-                    // Also where nobody watches, and no news would come.
-                    _ => tokio::time::sleep(LOOK_AGAIN).await,
+            while self.is_held(id).await? {
+                let look = self.look(id).await?;
+                let over = |look: &Look| matches!(look.sight, Sight::Ended(_) | Sight::Lost { .. });
+                if look.as_ref().is_none_or(over) {
+                    break;
                 }
+                // Also where nobody watches, and no news would come.
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
+            Ok::<(), Error>(())
         };
         tokio::time::timeout(PATIENCE, waiting)
             .await

@@ -7,6 +7,7 @@ use v6_runtime::{
     Outcome, Pending, RunId, RunPhase, RunStatus, StartFailure, StartFailureCause, StopCause,
 };
 
+use crate::look::Holder;
 use crate::record::Record;
 
 /// The exit code of Apptainer itself when it cannot start a container.
@@ -18,6 +19,9 @@ pub(crate) struct Seen<'a> {
     pub(crate) record: &'a Record,
     /// Why it could not be started, if that was noted.
     pub(crate) failed: Option<&'a StartFailure>,
+    /// How it ended, if its job's end told that.
+    pub(crate) concluded: Option<&'a Outcome>,
+    pub(crate) holder: &'a Holder,
     pub(crate) sight: &'a Sight,
     /// What `init` says about the end.
     pub(crate) claim: Option<&'a Claim>,
@@ -32,9 +36,16 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
     if let Some(failure) = seen.failed {
         return RunPhase::Finished(Outcome::FailedToStart(failure.clone()));
     }
+    if let Some(outcome) = seen.concluded {
+        return RunPhase::Finished(outcome.clone());
+    }
     match seen.sight {
         Sight::NotBegun { held: true, .. } => {
-            RunPhase::Pending(seen.driven.unwrap_or(Pending::Accepted))
+            let waits = match seen.holder {
+                Holder::Monitor => Pending::Accepted,
+                Holder::Job { .. } => Pending::Queued,
+            };
+            RunPhase::Pending(seen.driven.unwrap_or(waits))
         }
         Sight::NotBegun { held: false, stop } => match stop.as_ref().map(|stop| stop.cause) {
             Some(Why::Cancel) => RunPhase::Finished(Outcome::Cancelled),
@@ -46,6 +57,13 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
         Sight::Running {
             stop: Some(stop), ..
         } => RunPhase::Stopping(cause(stop)),
+        // Slurm has yet to say why.
+        Sight::Ended(ended)
+            if matches!(seen.holder, Holder::Job { alive: true, .. })
+                && needs_a_reason(ended, seen.claim) =>
+        {
+            RunPhase::Stopping(StopCause::Engine)
+        }
         Sight::Ended(ended) => RunPhase::Finished(outcome(seen, ended)),
         Sight::Lost { why, .. } => RunPhase::Finished(Outcome::Lost((*why).to_owned())),
         other => RunPhase::Finished(Outcome::Lost(format!("not understood: {other:?}"))),
@@ -100,6 +118,19 @@ fn outcome(seen: &Seen<'_>, ended: &Ended) -> Outcome {
         )),
         None => Outcome::Exited(code),
         Some(other) => Outcome::Lost(format!("not understood: {other:?}")),
+    }
+}
+
+/// Whether a batch system can say more about an end than the monitor: who has told it to end, or
+/// whether the kill was for want of memory.
+pub(crate) fn needs_a_reason(ended: &Ended, claim: Option<&Claim>) -> bool {
+    const KILLED: i32 = 128 + 9;
+    match (ended.cause, &ended.verdict) {
+        (Why::Signal, _) | (Why::End, Verdict::Signaled(_)) => true,
+        (Why::End, Verdict::Exited(KILLED)) => {
+            !claim.is_some_and(|claim| matches!(claim.end, End::Exited(_)))
+        }
+        _ => false,
     }
 }
 

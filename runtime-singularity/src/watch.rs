@@ -14,12 +14,13 @@ use v6_runtime::{RunId, RunStatus};
 use crate::error::{Error, Result, blocking};
 use crate::look::{AT_ONCE, Look};
 use crate::state::Shared;
+use crate::tunnel;
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(10);
 /// Files that tell something of a run when they are made, replaced, or closed by who wrote them: a
 /// lock is closed when whoever held it is gone, however that went.
-const TELLING: [&str; 5] = ["state", "stop", "lock", "failed.json", "record.json"];
+const TELLING: [&str; 6] = ["state", "stop", "lock", "failed.json", "record.json", "job"];
 
 impl Shared {
     /// Starts the watch, once.
@@ -42,6 +43,21 @@ impl Shared {
         Ok(())
     }
 
+    /// Looks at a run of which nobody has told anything: it may have waited for too long, and more of
+    /// its log may be there.
+    async fn look_again(self: &Arc<Self>, id: &RunId) -> Result<()> {
+        let _lock = self.lock(id).await;
+        self.refresh(id).await?;
+        self.log_news.tell(id);
+        match self.hub.get(id) {
+            Some(status) => self.end_overdue(&status).await,
+            None => {
+                self.forget(id);
+                Ok(())
+            }
+        }
+    }
+
     /// The same for a caller who has the right to change the run.
     pub(crate) async fn refresh(self: &Arc<Self>, id: &RunId) -> Result<()> {
         match self.look(id).await? {
@@ -56,6 +72,11 @@ impl Shared {
 
     /// Listens for all runs that have grants, those of an earlier process included.
     pub(crate) async fn open_sockets(self: &Arc<Self>) {
+        if let Some(listen) = self.slurm.as_ref().and_then(|it| it.config.listen.clone()) {
+            let start = || async { self.spawn(tunnel::serve(self.clone(), listen)) };
+            self.answering.get_or_init(start).await;
+            return;
+        }
         if self.watching.initialized() {
             // The runs that the watch has seen before anybody wanted connections.
             self.spawn(take_up_all(self.clone()));
@@ -72,7 +93,8 @@ impl Shared {
             self.log_news.tell(id);
             return;
         }
-        if self.egress.is_wanted()
+        if self.slurm.is_none()
+            && self.egress.is_wanted()
             && let Err(error) = self.egress.open(id, &look.record.egress)
         {
             let error = v6_runtime::Error::from(error);
@@ -156,6 +178,22 @@ struct News {
     logs: BTreeSet<RunId>,
     /// Some of it was not told.
     missed: bool,
+    /// Nothing has happened; it is time to look.
+    timed: bool,
+}
+
+/// The runs that are not known to be over.
+async fn unfinished(shared: &Arc<Shared>) -> Result<BTreeSet<RunId>> {
+    let runs = shared.runs.clone();
+    let mut ids = blocking(move || runs.ids()).await?;
+    let over = |id: &RunId| {
+        shared
+            .hub
+            .get(id)
+            .is_some_and(|run| run.phase.is_finished())
+    };
+    ids.retain(|id| !over(id));
+    Ok(ids.into_iter().collect())
 }
 
 impl Watch {
@@ -267,9 +305,18 @@ async fn session(shared: &Arc<Shared>, synced: &mut bool) -> Result<std::convert
     let listed = all(shared).await?;
     shared.hub.reset(start, listed);
     *synced = true;
+    // The kernel tells what is done on this machine; jobs write on others.
+    let pause = shared.slurm.as_ref().map(|slurm| slurm.config.poll);
+    let mut tick = tokio::time::interval(pause.unwrap_or(LAST_DELAY));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let news = tokio::select! {
             news = watch.next() => news?,
+            _ = tick.tick(), if pause.is_some() => News {
+                runs: unfinished(shared).await?,
+                timed: true,
+                ..News::default()
+            },
             id = shared.log_news.wanted() => {
                 watch.add_log(shared, &id)?;
                 shared.log_news.tell(&id);
@@ -288,8 +335,12 @@ async fn session(shared: &Arc<Shared>, synced: &mut bool) -> Result<std::convert
             // A run that is new is watched before it is looked at.
             watch.add_run(shared, id)?;
         }
+        let timed = news.timed;
         let looks = stream::iter(news.runs).map(|id| async move {
-            let looked = shared.refresh_unlocked(&id).await;
+            let looked = match timed {
+                true => shared.look_again(&id).await,
+                false => shared.refresh_unlocked(&id).await,
+            };
             if let Err(error) = looked {
                 tracing::warn!(run = %id, %error, "a run could not be looked at");
                 shared

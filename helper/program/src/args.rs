@@ -42,6 +42,16 @@ v6-helper monitor --folder FOLDER [OPTION…] -- COMMAND [ARGUMENT…]
     FOLDER how it ended. Standard input is a file in FOLDER that the starter has locked.
     Returns when COMMAND has been started, or has been found not to be.
 
+    --job ATTEMPT                 it is a job of a batch system: stays, ends with COMMAND's exit
+                                  code, and needs no standard input. Runs only if FOLDER's file
+                                  `attempt` says the same and no other job has begun before.
+                                  Looks whether it is to end each second, and at SIGUSR1
+    --tunnel GRANTS,RUN=FILE      listens on FOLDER/box/egress/0.sock and so on, one for each grant,
+                                  and passes each connection on to the address in FILE, to which
+                                  it proves FOLDER's file `key`
+    --env-file FILE               COMMAND's whole environment: KEY=VALUE pairs, each ended by a NUL
+    --command-file FILE           instead of -- COMMAND…: the same words, each ended by a NUL
+
     --tmpfs BYTES=FOLDER          mounts a folder of limited size for COMMAND, with the folders
                                   and empty files that FOLDER has; repeatable
     --deadline SECONDS[.FRACTION] Unix time at which the run is asked to end

@@ -1,7 +1,7 @@
 //! The guard: the first process of a run's own name spaces. When it ends, the kernel ends all
 //! others in them, and it ends with the monitor, however that ends.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,12 +21,20 @@ pub struct Guard {
     _life: OwnedFd,
 }
 
-/// Starts the command in name spaces of its own; both its streams go to `words`.
+/// What is run.
+#[derive(Debug)]
+pub struct Program {
+    pub words: Vec<OsString>,
+    /// If it does not get the environment that there is.
+    pub environment: Option<Vec<(OsString, OsString)>>,
+}
+
+/// Starts a program in name spaces of its own; both its streams go to `words`.
 ///
 /// # Errors
 ///
 /// In one sentence, what could not be made.
-pub fn start(options: &Monitor, words: &OwnedFd) -> Result<Guard, String> {
+pub fn start(options: &Monitor, program: &Program, words: &OwnedFd) -> Result<Guard, String> {
     let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let (told, tell) = sys::pipe().map_err(failed("cannot make a pipe"))?;
     let (life, hold) = sys::pipe().map_err(failed("cannot make a pipe"))?;
@@ -36,7 +44,7 @@ pub fn start(options: &Monitor, words: &OwnedFd) -> Result<Guard, String> {
     ))?;
     if pid == 0 {
         drop((told, hold));
-        std::process::exit(guard(options, ids, words, &life, tell).unwrap_or(125));
+        std::process::exit(guard(options, program, ids, words, &life, tell).unwrap_or(125));
     }
     drop(tell);
     let mut text = String::new();
@@ -53,6 +61,7 @@ pub fn start(options: &Monitor, words: &OwnedFd) -> Result<Guard, String> {
 /// closes without a word otherwise.
 fn guard(
     options: &Monitor,
+    program: &Program,
     ids: (u32, u32),
     words: &OwnedFd,
     life: &OwnedFd,
@@ -76,16 +85,22 @@ fn guard(
         });
     prepared.map_err(&mut fail)?;
     let output = || words.as_fd().try_clone_to_owned().map(Stdio::from);
+    let Some((name, arguments)) = program.words.split_first() else {
+        fail("there is no command".into());
+        return Err(());
+    };
     let spawned = output().and_then(|out| {
-        let mut command = Command::new(&options.command);
-        command.args(&options.arguments).stdin(Stdio::null());
+        let mut command = Command::new(name);
+        command.args(arguments).stdin(Stdio::null());
         command.stdout(out).stderr(output()?);
+        if let Some(environment) = &program.environment {
+            command.env_clear().envs(environment.iter().cloned());
+        }
         // SAFETY: the function makes async-signal-safe calls only.
         unsafe { command.pre_exec(sys::reset_before_exec) };
         command.spawn()
     });
-    let child =
-        spawned.map_err(|error| fail(format!("cannot start {:?}: {error}", options.command)))?;
+    let child = spawned.map_err(|error| fail(format!("cannot start {name:?}: {error}")))?;
     drop(tell);
     let main = i32::try_from(child.id()).map_err(drop)?;
     loop {

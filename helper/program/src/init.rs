@@ -3,6 +3,7 @@
 //! One thread and one epoll instance for signals, the deadline and the listeners.
 
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +13,7 @@ use crate::args::Init;
 use crate::claim::{Cause, Claim, ClaimFile, Verdict};
 use crate::memory;
 use crate::processes;
-use crate::proxy::{FIRST_TOKEN, Proxy};
+use crate::proxy::{FIRST_TOKEN, Proxy, Source, Target};
 use crate::sys::{self, End, Events, Poll};
 
 const SIGNALS: u64 = 0;
@@ -87,7 +88,16 @@ fn supervise(
             .map_err(failed("cannot watch"))
     };
     watch(&signals, SIGNALS)?;
-    let mut proxy = Proxy::new(options, &poll).map_err(|error| (Cause::Other, error))?;
+    let listeners = options.listen.iter().map(|wanted| {
+        let listener = TcpListener::bind(wanted.address).and_then(Source::tcp);
+        let listener = listener.map_err(|error| {
+            let told = format!("cannot listen on {}: {error}", wanted.address);
+            (Cause::Other, told)
+        })?;
+        Ok((listener, Target::Socket(wanted.socket.clone())))
+    });
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    let mut proxy = Proxy::new(listeners, options.connections, options.wait, &poll);
 
     let deadline = sys::timer(true).map_err(failed("cannot make a timer"))?;
     let grace = sys::timer(false).map_err(failed("cannot make a timer"))?;

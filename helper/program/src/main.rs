@@ -15,6 +15,7 @@ mod processes;
 mod proxy;
 mod run_folder;
 mod sys;
+mod tunnel;
 
 use std::io::Write as _;
 use std::process::ExitCode;

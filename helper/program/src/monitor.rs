@@ -4,19 +4,26 @@
 //! told to, and writes down how it ended. It listens on nothing: the folder's file `stop` tells it to
 //! end the run, and a byte in the pipe `bell` to look there. The lock on the folder, which it got as
 //! its standard input, is free as soon as it and its run are gone.
+//!
+//! As a job of a batch system it is started by that, maybe on another host and more than once. There
+//! it has no lock: the first begins the run, and whether it is alive, the batch system knows. A pipe
+//! does not cross hosts either: it looks whether it is to end each second, and when it gets SIGUSR1.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::guard::{self, Guard};
+use crate::guard::{self, Guard, Program};
 use crate::log_file::LogFile;
-use crate::monitor_args::Monitor;
+use crate::monitor_args::{Monitor, TunnelArgs};
 use crate::processes;
+use crate::proxy::{FIRST_TOKEN, Proxy, Source, Target};
 use crate::run_folder::{self as folder, Cause, Phase, State, Stop, Verdict, now};
 use crate::sys::{self, End, Events, Poll};
+use crate::tunnel::{Tunnel, Way};
 
 const SIGNALS: u64 = 0;
 const BELL: u64 = 1;
@@ -34,32 +41,48 @@ const TURNS: usize = 8;
 const RECORD_TRIES: u32 = 600;
 const RECORD_PAUSE: Duration = Duration::from_secs(1);
 
+/// As for `init`: connections at once for each grant, and how long each waits.
+const CONNECTIONS: usize = 256;
+const WAIT: Duration = Duration::from_secs(600);
+/// How often a job looks whether it is to end.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
 /// Starts a monitor in a session of its own. Returns when the run has been started, or has been
-/// found not to be.
+/// found not to be. As a job, it stays, and returns when the run is over.
 pub fn run(options: &Monitor) -> i32 {
-    match detach() {
-        Ok(Side::Starter(code)) => code,
-        Ok(Side::Monitor { lock, tell }) => match hold(options, lock, tell) {
-            Ok(()) => 0,
-            Err(error) => {
-                eprintln!("v6-helper: {error}");
-                125
-            }
-        },
-        Err(error) => {
-            eprintln!("v6-helper: cannot leave the starter: {error}");
-            125
+    let held = if options.job.is_some() {
+        hold(options, None)
+    } else {
+        match detach() {
+            Ok(Side::Starter(code)) => return code,
+            Ok(Side::Monitor(starter)) => hold(options, Some(starter)),
+            Err(error) => Err(format!("cannot leave the starter: {error}")),
         }
-    }
+    };
+    held.unwrap_or_else(|error| {
+        eprintln!("v6-helper: {error}");
+        125
+    })
 }
 
 enum Side {
     /// In the process that was started, once the monitor has said a byte or has ended.
     Starter(i32),
-    Monitor {
-        lock: OwnedFd,
-        tell: File,
-    },
+    Monitor(Starter),
+}
+
+/// Who has started this process, and waits for a byte.
+struct Starter {
+    lock: OwnedFd,
+    tell: File,
+}
+
+impl Starter {
+    fn tell(starter: &mut Option<Self>) -> io::Result<()> {
+        starter
+            .as_mut()
+            .map_or(Ok(()), |it| it.tell.write_all(b"!"))
+    }
 }
 
 fn detach() -> io::Result<Side> {
@@ -73,7 +96,7 @@ fn detach() -> io::Result<Side> {
     }
     sys::new_session()?;
     let tell = File::from(tell);
-    Ok(Side::Monitor { lock, tell })
+    Ok(Side::Monitor(Starter { lock, tell }))
 }
 
 /// What the monitor has open.
@@ -88,15 +111,22 @@ struct Held {
     deadline: OwnedFd,
     kill: OwnedFd,
     stop: Option<Stop>,
+    poll: Poll,
+    proxy: Proxy,
 }
 
 fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
     move |error| format!("{what}: {error}")
 }
 
-fn hold(options: &Monitor, lock: OwnedFd, mut tell: File) -> Result<(), String> {
+/// Returns the exit code.
+fn hold(options: &Monitor, mut starter: Option<Starter>) -> Result<i32, String> {
     std::env::set_current_dir(Path::new(&options.folder))
         .map_err(failed("cannot enter the run's folder"))?;
+    let program = program(options)?;
+    if let Some(attempt) = &options.job {
+        folder::begin(attempt)?;
+    }
     let signals = sys::take_signals().map_err(failed("cannot take signals"))?;
     let mut state = State {
         boot: folder::boot().map_err(failed("cannot tell this boot"))?,
@@ -108,14 +138,15 @@ fn hold(options: &Monitor, lock: OwnedFd, mut tell: File) -> Result<(), String> 
     }
     if let Some(stop) = stop {
         state.finished = Some(now());
-        let ended = state.write(&Phase::Ended(&Verdict::NotBegun, stop.cause));
-        ended.map_err(failed("cannot write the state"))?;
-        let _ = tell.write_all(b"!");
-        return Ok(());
+        return end(&state, &Verdict::NotBegun, stop.cause, starter);
     }
     let pipes = ["bell", "box/stdout", "box/stderr"].map(open_pipe);
     let [bell, stdout, stderr] = pipes;
     let (bell, stdout, stderr) = (bell?, stdout?, stderr?);
+    let poll = Poll::new().map_err(failed("cannot make an epoll instance"))?;
+    let ways = options.tunnel.as_ref().map_or(Ok(Vec::new()), tunnels);
+    // Before anything else can ask for a connection.
+    let proxy = Proxy::new(ways?, CONNECTIONS, WAIT, &poll);
     let log = LogFile::create("log", options.log_bytes).map_err(failed("cannot make the log"))?;
     let (words, words_end) = sys::pipe().map_err(failed("cannot make a pipe"))?;
     sys::never_wait(&words).map_err(failed("cannot use a pipe"))?;
@@ -123,17 +154,14 @@ fn hold(options: &Monitor, lock: OwnedFd, mut tell: File) -> Result<(), String> 
         .write(&Phase::Starting)
         .map_err(failed("cannot write the state"))?;
     state.started = Some(now());
-    let guard = match guard::start(options, &words_end) {
+    let guard = match guard::start(options, &program, &words_end) {
         Ok(guard) => guard,
         Err(error) => {
             state.started = None;
             state.finished = Some(now());
             let verdict = Verdict::Failed(error);
             let cause = decide(Cause::End, now())?.cause;
-            let ended = state.write(&Phase::Ended(&verdict, cause));
-            ended.map_err(failed("cannot write the state"))?;
-            let _ = tell.write_all(b"!");
-            return Ok(());
+            return end(&state, &verdict, cause, starter);
         }
     };
     drop(words_end);
@@ -150,12 +178,13 @@ fn hold(options: &Monitor, lock: OwnedFd, mut tell: File) -> Result<(), String> 
         deadline: timer()?,
         kill: timer()?,
         stop: None,
+        poll,
+        proxy,
     };
     let written = held.state.write(&Phase::Running);
     written.map_err(failed("cannot write the state"))?;
-    tell.write_all(b"!")
-        .map_err(failed("the starter is gone"))?;
-    drop(tell);
+    Starter::tell(&mut starter).map_err(failed("the starter is gone"))?;
+    let lock = starter.map(|starter| starter.lock);
     // From here on nobody reads what this process says.
     sys::silence().map_err(failed("cannot open /dev/null"))?;
     let done = held.keep(options, &signals);
@@ -163,9 +192,29 @@ fn hold(options: &Monitor, lock: OwnedFd, mut tell: File) -> Result<(), String> 
     done
 }
 
+/// A run that has never begun is over.
+fn end(
+    state: &State,
+    verdict: &Verdict,
+    cause: Cause,
+    mut starter: Option<Starter>,
+) -> Result<i32, String> {
+    let written = state.write(&Phase::Ended(verdict, cause));
+    written.map_err(failed("cannot write the state"))?;
+    let _ = Starter::tell(&mut starter);
+    Ok(verdict.exit_code())
+}
+
+fn program(options: &Monitor) -> Result<Program, String> {
+    let environment = options.env_file.as_deref().map(processes::read_env_file);
+    Ok(Program {
+        words: processes::words(&options.command)?,
+        environment: environment.transpose()?,
+    })
+}
+
 impl Held {
-    fn keep(mut self, options: &Monitor, signals: &OwnedFd) -> Result<(), String> {
-        let poll = Poll::new().map_err(failed("cannot make an epoll instance"))?;
+    fn keep(mut self, options: &Monitor, signals: &OwnedFd) -> Result<i32, String> {
         let watched = [
             (signals.as_fd(), SIGNALS),
             (self.bell.as_fd(), BELL),
@@ -176,7 +225,7 @@ impl Held {
             (self.stderr.as_fd(), STDERR),
         ];
         for (fd, token) in watched {
-            let watched = poll.change(&fd.as_raw_fd(), token, 0, READ);
+            let watched = self.poll.change(&fd.as_raw_fd(), token, 0, READ);
             watched.map_err(failed("cannot watch"))?;
         }
         if let Some(deadline) = options.deadline {
@@ -185,10 +234,19 @@ impl Held {
         }
         // What was decided before there was a bell.
         self.look();
+        let pause = options.job.as_ref().map(|_| LOOK_PAUSE);
+        let mut looked = Instant::now();
         let mut events = Events::new();
         let end = loop {
-            poll.wait(&mut events, None)
+            let next = self.proxy.next_moment();
+            let next = next.map(|next| next.saturating_duration_since(Instant::now()));
+            self.poll
+                .wait(&mut events, pause.into_iter().chain(next).min())
                 .map_err(failed("cannot wait"))?;
+            if pause.is_some_and(|pause| looked.elapsed() >= pause) {
+                self.look();
+                looked = Instant::now();
+            }
             let mut ended = None;
             for (token, _) in events.iter() {
                 match token {
@@ -205,14 +263,18 @@ impl Held {
                     }
                     WORDS => {
                         if matches!(self.words.take(), Words::Ended) {
-                            let _ = poll.change(&self.words.pipe, WORDS, READ, 0);
+                            let _ = self.poll.change(&self.words.pipe, WORDS, READ, 0);
                         }
                     }
                     STDOUT => take(&mut self.log, 1, &mut self.stdout, TURNS),
                     STDERR => take(&mut self.log, 2, &mut self.stderr, TURNS),
+                    token if token >= FIRST_TOKEN => {
+                        self.proxy.on_event(&self.poll, token, Instant::now());
+                    }
                     _ => {}
                 }
             }
+            self.proxy.tend(&self.poll, Instant::now());
             if let Some(end) = ended {
                 break end;
             }
@@ -221,7 +283,7 @@ impl Held {
     }
 
     /// All processes of the run are gone: what they have left in the pipes is all there is.
-    fn finish(mut self, end: End) -> Result<(), String> {
+    fn finish(mut self, end: End) -> Result<i32, String> {
         take(&mut self.log, 1, &mut self.stdout, usize::MAX);
         take(&mut self.log, 2, &mut self.stderr, usize::MAX);
         while matches!(self.words.take(), Words::Some) {}
@@ -232,7 +294,8 @@ impl Held {
         loop {
             let written = decide(Cause::End, now()).and_then(|stop| {
                 let ended = self.state.write(&Phase::Ended(&verdict, stop.cause));
-                ended.map_err(failed("cannot write the state"))
+                ended.map_err(failed("cannot write the state"))?;
+                Ok(verdict.exit_code())
             });
             tries += 1;
             match written {
@@ -250,6 +313,7 @@ impl Held {
             match signal.number {
                 libc::SIGCHLD => ended = ended.or_else(|| sys::reap(self.guard.pid)),
                 libc::SIGTERM | libc::SIGINT => self.decide(Cause::Signal, grace),
+                libc::SIGUSR1 => self.look(),
                 _ => {}
             }
         }
@@ -293,6 +357,24 @@ impl Held {
             let _ = self.state.write(&Phase::Stopping(stop.cause));
         }
     }
+}
+
+/// A listener for each grant, where the run looks for it.
+fn tunnels(wanted: &TunnelArgs) -> Result<Vec<(Source, Target)>, String> {
+    let key = fs::read("key").map_err(failed("cannot read the key"))?;
+    let way = Way::new(
+        wanted.address.clone().into(),
+        wanted.run.clone().into(),
+        key,
+    );
+    let listen = |grant| {
+        let name = format!("box/egress/{grant}.sock");
+        let listener = UnixListener::bind(&name).and_then(Source::unix);
+        let listener = listener.map_err(|error| format!("cannot listen on {name}: {error}"))?;
+        let way = way.clone();
+        Ok((listener, Target::Tunnel(Tunnel { way, grant })))
+    };
+    (0..wanted.grants).map(listen).collect()
 }
 
 fn decide(cause: Cause, kill_at: Duration) -> Result<Stop, String> {

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use crate::args::{parse_bytes, parse_seconds};
+use crate::args::{Words, parse_bytes, parse_seconds};
 
 /// What `monitor` is asked for.
 #[derive(Debug)]
@@ -15,8 +15,20 @@ pub struct Monitor {
     pub deadline: Option<Duration>,
     pub grace: Duration,
     pub log_bytes: u64,
-    pub command: OsString,
-    pub arguments: Vec<OsString>,
+    /// It is a job of a batch system, for this attempt at the run.
+    pub job: Option<OsString>,
+    pub env_file: Option<OsString>,
+    pub tunnel: Option<TunnelArgs>,
+    pub command: Words,
+}
+
+/// The `--tunnel`.
+#[derive(Debug)]
+pub struct TunnelArgs {
+    /// The file with the address of whoever answers.
+    pub address: OsString,
+    pub run: String,
+    pub grants: u16,
 }
 
 /// One `--tmpfs`.
@@ -38,17 +50,15 @@ pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Monitor, S
         deadline: None,
         grace: Duration::from_secs(10),
         log_bytes: 64 << 20,
-        command: OsString::new(),
-        arguments: Vec::new(),
+        job: None,
+        env_file: None,
+        tunnel: None,
+        command: Words::Given(Vec::new()),
     };
     while let Some(argument) = arguments.next() {
         if argument == "--" {
-            monitor.command = arguments.next().ok_or("no command follows --")?;
-            monitor.arguments = arguments.collect();
-            if monitor.folder.is_empty() {
-                return Err("--folder is missing".into());
-            }
-            return Ok(monitor);
+            monitor.command = Words::Given(arguments.collect());
+            return check(monitor);
         }
         let name = argument.to_str().filter(|name| name.starts_with("--"));
         let Some(name) = name else {
@@ -63,10 +73,36 @@ pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Monitor, S
             "--deadline" => monitor.deadline = Some(parse_seconds(name, &value)?),
             "--grace" => monitor.grace = parse_seconds(name, &value)?,
             "--log-bytes" => monitor.log_bytes = parse_bytes(name, &value)?,
+            "--job" => monitor.job = Some(value),
+            "--tunnel" => monitor.tunnel = Some(parse_tunnel(&value)?),
+            "--env-file" => monitor.env_file = Some(value),
+            "--command-file" => monitor.command = Words::File(value),
             _ => return Err(format!("{name} is not an option, see --help")),
         }
     }
-    Err("-- and a command are missing".into())
+    check(monitor)
+}
+
+fn parse_tunnel(value: &OsStr) -> Result<TunnelArgs, String> {
+    let wrong = || format!("--tunnel takes GRANTS,RUN=FILE, not {value:?}");
+    let text = value.to_str().ok_or_else(wrong)?;
+    let (about, address) = text.split_once('=').ok_or_else(wrong)?;
+    let (grants, run) = about.split_once(',').ok_or_else(wrong)?;
+    Ok(TunnelArgs {
+        address: address.into(),
+        run: run.to_owned(),
+        grants: grants.parse().map_err(|_| wrong())?,
+    })
+}
+
+fn check(monitor: Monitor) -> Result<Monitor, String> {
+    if monitor.folder.is_empty() {
+        return Err("--folder is missing".into());
+    }
+    match &monitor.command {
+        Words::Given(words) if words.is_empty() => Err("a command is missing".into()),
+        _ => Ok(monitor),
+    }
 }
 
 fn parse_tmpfs(value: &OsStr) -> Result<Tmpfs, String> {

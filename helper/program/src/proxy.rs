@@ -1,18 +1,21 @@
-//! Listeners on loopback addresses whose connections go to unix sockets.
+//! Listeners whose connections go elsewhere: from loopback addresses to unix sockets, inside a
+//! container; from unix sockets into a tunnel, beside one.
 //!
-//! Whoever listens on the unix socket may be away for a while; accepted connections wait for
+//! Whoever is at the other end may be away for a while; accepted connections wait for
 //! it. Bytes pass through one shared buffer; a connection holds memory of its own only while
 //! a side does not take what the other has sent, and then at most [`CHUNK`] each way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use crate::args::{Init, Listen};
 use crate::sys::{self, Poll};
+use crate::tunnel::{Dial, Tunnel};
 
 /// The tokens below this are not the proxy's.
 pub const FIRST_TOKEN: u64 = 16;
@@ -23,13 +26,67 @@ const CHUNK: usize = 16 * 1024;
 const TURNS: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Between looks whether a tunnel is there.
+const DIAL_PAUSE: Duration = Duration::from_millis(2);
 
 const READ: u32 = libc::EPOLLIN as u32;
 const WRITE: u32 = libc::EPOLLOUT as u32;
 
+/// Where connections come from; it never waits.
+pub enum Source {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Source {
+    pub fn tcp(listener: TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::Tcp(listener))
+    }
+
+    pub fn unix(listener: UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::Unix(listener))
+    }
+
+    fn accept(&self) -> io::Result<File> {
+        let accepted: OwnedFd = match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                // Without it small answers could be late, but they would come.
+                _ = stream.set_nodelay(true);
+                stream.into()
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                stream.into()
+            }
+        };
+        Ok(accepted.into())
+    }
+}
+
+impl AsRawFd for Source {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Tcp(listener) => listener.as_raw_fd(),
+            Self::Unix(listener) => listener.as_raw_fd(),
+        }
+    }
+}
+
+/// Where they go.
+pub enum Target {
+    /// A unix socket, by its path.
+    Socket(OsString),
+    Tunnel(Tunnel),
+}
+
 struct Listener {
-    socket: TcpListener,
-    target: OsString,
+    source: Source,
+    target: Target,
     open: usize,
     /// Accepting failed for want of memory or descriptors; not before this moment again.
     paused: Option<Instant>,
@@ -123,13 +180,14 @@ enum Upstream {
         until: Instant,
         next: Instant,
         pause: Duration,
+        dial: Option<Dial>,
     },
-    Connected(UnixStream),
+    Connected(File),
 }
 
 struct Connection {
     listener: usize,
-    client: TcpStream,
+    client: File,
     client_interest: u32,
     upstream: Upstream,
     upstream_interest: u32,
@@ -152,14 +210,31 @@ impl Connection {
     }
 
     /// Tries to connect if it is time for that.
-    fn connect(&mut self, target: &OsString, now: Instant) -> State {
-        let Upstream::Waiting { until, next, pause } = &mut self.upstream else {
+    fn connect(&mut self, target: &Target, now: Instant) -> State {
+        let Upstream::Waiting {
+            until,
+            next,
+            pause,
+            dial,
+        } = &mut self.upstream
+        else {
             return State::Open;
         };
         if now < *next {
             return State::Open;
         }
-        match sys::connect_unix(target) {
+        let connected = match target {
+            Target::Socket(path) => sys::connect_unix(path),
+            Target::Tunnel(tunnel) => match tunnel.try_connect(dial) {
+                Some(connected) => connected,
+                None => {
+                    // Somebody is at it, and will be for some milliseconds.
+                    *next = now + DIAL_PAUSE;
+                    return State::Open;
+                }
+            },
+        };
+        match connected {
             Ok(fd) => self.upstream = Upstream::Connected(fd.into()),
             Err(_) if now >= *until => return State::Broken,
             Err(_) => {
@@ -175,23 +250,19 @@ impl Connection {
             return State::Open;
         };
         let client = &self.client;
-        match self.out.copy(
-            client,
-            upstream,
-            || upstream.shutdown(Shutdown::Write),
-            buffer,
-        ) {
+        match self
+            .out
+            .copy(client, upstream, || sys::shut_down(upstream), buffer)
+        {
             Ok(()) => {}
             // It may have answered before it closed: the answer still goes back.
             Err(Side::Writing) => self.out.abandon(),
             Err(Side::Reading) => return State::Broken,
         }
-        match self.back.copy(
-            upstream,
-            client,
-            || client.shutdown(Shutdown::Write),
-            buffer,
-        ) {
+        match self
+            .back
+            .copy(upstream, client, || sys::shut_down(client), buffer)
+        {
             Err(_) => State::Broken,
             Ok(()) if self.out.passed_on && self.back.passed_on => State::Done,
             Ok(()) => State::Open,
@@ -233,38 +304,28 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on every address.
-    ///
-    /// # Errors
-    ///
-    /// Names the first address on which that fails.
-    pub fn new(options: &Init, poll: &Poll) -> Result<Self, String> {
-        let listen = |listen: &Listen| {
-            let socket = TcpListener::bind(listen.address)?;
-            socket.set_nonblocking(true)?;
-            Ok(Listener {
-                socket,
-                target: listen.socket.clone(),
-                open: 0,
-                paused: None,
-                interest: 0,
-            })
-        };
-        let listeners = options.listen.iter().map(|wanted| {
-            listen(wanted)
-                .map_err(|error: io::Error| format!("cannot listen on {}: {error}", wanted.address))
+    /// Takes connections from all these places: at most so many at once from each, of which each waits
+    /// for so long until the other end answers.
+    pub fn new(from: Vec<(Source, Target)>, most: usize, wait: Duration, poll: &Poll) -> Self {
+        let listeners = from.into_iter().map(|(source, target)| Listener {
+            source,
+            target,
+            open: 0,
+            paused: None,
+            interest: 0,
         });
+        let listeners: Vec<_> = listeners.collect();
         let mut proxy = Self {
-            listeners: listeners.collect::<Result<_, _>>()?,
+            buffer: vec![0; if listeners.is_empty() { 0 } else { CHUNK }],
+            listeners,
             connections: BTreeMap::new(),
             waiting: BTreeSet::new(),
             next_token: CONNECTION_TOKEN,
-            most: options.connections,
-            wait: options.wait,
-            buffer: vec![0; if options.listen.is_empty() { 0 } else { CHUNK }],
+            most,
+            wait,
         };
         proxy.tend(poll, Instant::now());
-        Ok(proxy)
+        proxy
     }
 
     /// When [`Self::tend`] has to be called again, whatever happens.
@@ -305,7 +366,7 @@ impl Proxy {
             let interest = if free { READ } else { 0 };
             if poll
                 .change(
-                    &listener.socket,
+                    &listener.source,
                     FIRST_TOKEN + index as u64,
                     listener.interest,
                     interest,
@@ -325,8 +386,8 @@ impl Proxy {
             if listener.open >= self.most {
                 return;
             }
-            let client = match listener.socket.accept() {
-                Ok((client, _)) => client,
+            let client = match listener.source.accept() {
+                Ok(client) => client,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(_) => {
@@ -334,11 +395,6 @@ impl Proxy {
                     return;
                 }
             };
-            if client.set_nonblocking(true).is_err() {
-                continue;
-            }
-            // Without it small answers could be late, but they would come.
-            _ = client.set_nodelay(true);
             listener.open += 1;
             let token = self.next_token;
             self.next_token += 1;
@@ -346,6 +402,7 @@ impl Proxy {
                 until: now + self.wait,
                 next: now,
                 pause: FIRST_PAUSE,
+                dial: None,
             };
             self.connections.insert(
                 token,

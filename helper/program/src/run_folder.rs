@@ -4,9 +4,11 @@
 //! why the run ends. `state` is replaced atomically. What must not be forgotten by a loss of power
 //! is written through to the disk: that the run may have been started, and how it ended.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +17,9 @@ use crate::sys::End;
 
 /// The file of the caller's and our marks.
 pub const STOP: &str = "stop";
+/// Which attempt at the run this folder is of, and the mark of the job that has begun it.
+const ATTEMPT: &str = "attempt";
+const BEGUN: &str = "begun";
 /// What the run sees of it.
 const STOP_INSIDE: &str = "box/stop";
 const STATE: &str = "state";
@@ -89,6 +94,32 @@ impl Stop {
     }
 }
 
+/// Begins the run for a job of this attempt, unless another has, or the folder has become another
+/// attempt's: whatever a batch system does, a run is begun once.
+///
+/// # Errors
+///
+/// In one sentence, why it is not this job's to begin.
+pub fn begin(attempt: &OsStr) -> Result<(), String> {
+    let there = fs::read(ATTEMPT).map_err(|error| format!("cannot read `{ATTEMPT}`: {error}"))?;
+    if there != attempt.as_bytes() {
+        return Err("the run's folder is another attempt's".into());
+    }
+    let mut options = fs::OpenOptions::new();
+    let made = options.write(true).create_new(true).mode(0o600).open(BEGUN);
+    let written = made.and_then(|mut file| {
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        write!(file, "process {} on {host}", std::process::id())?;
+        file.sync_data()
+    });
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err("another job has begun this run".into())
+        }
+        written => written.map_err(|error| format!("cannot write `{BEGUN}`: {error}")),
+    }
+}
+
 /// Tells the run that it is not to begin what it has not begun.
 pub fn stop_inside() -> io::Result<()> {
     create(STOP_INSIDE).map(drop)
@@ -110,6 +141,18 @@ pub enum Verdict {
     /// The command was not started, since the run had been told to end.
     NotBegun,
     Failed(String),
+}
+
+impl Verdict {
+    /// What the monitor ends with.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Ended(End::Exited(code)) => *code,
+            Self::Ended(End::Signaled(signal)) => 128 + signal,
+            Self::NotBegun => 0,
+            Self::Failed(_) => 125,
+        }
+    }
 }
 
 /// What is in the file `state`.

@@ -376,6 +376,24 @@ pub fn connect_unix(path: &OsStr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Tells the peer of a socket that nothing more will come.
+pub fn shut_down(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) }).map(drop)
+}
+
+/// Bytes that nobody can guess.
+pub fn random() -> io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    // SAFETY: the buffer is as large as said.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    match usize::try_from(got) {
+        Ok(32) => Ok(bytes),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Makes closing the socket a reset, so that the peer does not take a broken transfer for a
 /// whole one.
 pub fn reset_on_close(fd: &impl AsRawFd) {

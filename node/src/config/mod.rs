@@ -11,6 +11,8 @@ mod environment;
 mod problem;
 mod reader;
 mod runtime;
+mod singularity;
+mod slurm;
 mod types;
 pub mod units;
 mod v6;
@@ -26,8 +28,8 @@ pub use environment::Environment;
 pub use problem::{Notice, Origin, Problem, Problems, Weight};
 use reader::{Context, Fault, Field, Section};
 pub use types::{
-    Config, Encryption, Hq, ImageException, Keycloak, Proxy, RegistryLogin, RunLimits, Runtime,
-    RuntimeKind, Singularity, Total,
+    Config, Encryption, Hq, ImageException, Keycloak, Listen, Proxy, RegistryLogin, RunLimits,
+    Runtime, RuntimeKind, Singularity, Slurm, SlurmAsk, Total,
 };
 
 use crate::secret::Secret;

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
-use v6_runtime::{ImageRef, NAME_MAX, Owner};
+use v6_runtime::{NAME_MAX, Owner};
 
 use super::database::{Database, Located, Source, absolute};
 use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
-use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Singularity, Total};
-use super::units;
+use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
+use super::{singularity, slurm, units};
 use crate::hq::{Action, proxy_address};
 use crate::policy::ImagePattern;
 use crate::secret::Secret;
@@ -65,7 +65,8 @@ pub(super) fn read(
         egress: egress(&section.section("egress")),
         docker_host: host(&section.section("docker"), "/var/run/docker.sock"),
         podman_host: host(&section.section("podman"), "/run/podman/podman.sock"),
-        singularity: singularity(context, &section.section("singularity")),
+        singularity: singularity::read(context, &section.section("singularity")),
+        slurm: slurm::read(context, &section.section("slurm")),
         proxy: proxy(context, environment, &section.section("proxy")),
         ca_certificates: section.list("ca_certificates", path).unwrap_or_default(),
     }
@@ -174,43 +175,6 @@ fn host(section: &Section<'_>, usual: &str) -> Option<String> {
     });
     section.finish();
     host
-}
-
-fn singularity(context: &Context, section: &Section<'_>) -> Singularity {
-    let path = |field: &Field<'_>| field.text().map(|text| absolute(context.directory(), text));
-    let local = section.section("images");
-    let mut images = BTreeMap::new();
-    for (name, field) in local.entries() {
-        let named = ImageRef::parse(name).or_else(|error| {
-            fault(
-                error.message().to_owned(),
-                "write the name by which algorithms are asked for, such as localhost/average:1",
-            )
-        });
-        let named = local.check(&field, named);
-        let place = local.check(&field, path(&field));
-        if let (Some(name), Some(path)) = (named, place) {
-            images.insert(name, path);
-        }
-    }
-    let format = section.read("image_format", |field| {
-        choice(field, &["folder", "sif"], |word| word)
-    });
-    let read = Singularity {
-        // A name alone is looked up in PATH.
-        program: section.read("program", |field| {
-            let text = field.text()?;
-            Ok(match text.contains('/') {
-                true => absolute(context.directory(), text),
-                false => PathBuf::from(text),
-            })
-        }),
-        cache: section.read("cache", path),
-        sif: format == Some("sif"),
-        images,
-    };
-    section.finish();
-    read
 }
 
 fn images(context: &Context, section: &Section<'_>) -> Vec<ImageException> {

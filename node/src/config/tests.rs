@@ -148,6 +148,44 @@ sevrer: x
 }
 
 #[test]
+fn what_jobs_ask_for_is_read() {
+    let text = r#"
+hq_url: https://hq.example.org
+port: 443
+api_path: /hq
+encryption: {enabled: false}
+runtime:
+  kind: slurm
+  slurm:
+    partition: main
+    arguments: [--nice=10]
+    time_limit: 2h
+    listen: {address: 10.0.0.5, ports: 50000-50009}
+    images: {"localhost/large:1": {gres: "gpu:1"}}
+"#;
+    let runtime = read(text, &flat_environment()).unwrap().runtime;
+    assert_eq!(runtime.kind, RuntimeKind::Slurm);
+    let slurm = runtime.slurm;
+    assert_eq!(slurm.ask.partition.as_deref(), Some("main"));
+    assert_eq!(slurm.ask.arguments, ["--nice=10"]);
+    assert_eq!(slurm.time_limit, Some(Duration::from_secs(7200)));
+    assert_eq!(slurm.max_jobs, 100);
+    assert_eq!(slurm.listen.unwrap().ports, 50_000..=50_009);
+    let (image, own) = slurm.images.first_key_value().unwrap();
+    assert_eq!(image.to_string(), "localhost/large:1");
+    assert_eq!(own.gres.as_deref(), Some("gpu:1"));
+
+    let text = text
+        .replace("10.0.0.5", "submit.example.org")
+        .replace("50000-50009", "50009-50000")
+        .replace("{gres", "{gers");
+    let shown = problems(&text, &flat_environment());
+    for wrong in ["submit.example.org", "50009-50000", "gers"] {
+        assert!(shown.contains(wrong), "{wrong}: {shown}");
+    }
+}
+
+#[test]
 fn apptainers_images_and_absent_limits_are_read() {
     let text = r#"
 hq_url: https://hq.example.org

@@ -1,7 +1,9 @@
 //! The configuration as the rest of the node sees it: parsed and checked.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroU64};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -127,6 +129,8 @@ pub struct Runtime {
     pub podman_host: Option<String>,
     /// What Apptainer or SingularityCE is to do.
     pub singularity: Singularity,
+    /// How jobs are submitted to Slurm.
+    pub slurm: Slurm,
     /// HTTP proxies for the node's own connections.
     pub proxy: Proxy,
     /// PEM files of certificate authorities to trust besides the usual ones. Absolute.
@@ -172,6 +176,8 @@ pub enum RuntimeKind {
     Podman,
     /// Apptainer or SingularityCE on this machine, without a daemon.
     Singularity,
+    /// Apptainer or SingularityCE in jobs of Slurm, from a submit host.
+    Slurm,
 }
 
 impl RuntimeKind {
@@ -181,6 +187,7 @@ impl RuntimeKind {
             Self::Docker => "docker",
             Self::Podman => "podman",
             Self::Singularity => "singularity",
+            Self::Slurm => "slurm",
         }
     }
 }
@@ -196,6 +203,51 @@ pub struct Singularity {
     pub sif: bool,
     /// Images of this machine by name: files or folders. Absolute.
     pub images: BTreeMap<ImageRef, PathBuf>,
+}
+
+/// The `runtime.slurm:` section. What is not set is as the site has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slurm {
+    /// The folder with Slurm's commands; found in `PATH` if none. Absolute.
+    pub commands: Option<PathBuf>,
+    /// Slurm's own configuration; where Slurm looks for it if none. Absolute.
+    pub conf: Option<PathBuf>,
+    /// What each job asks for.
+    pub ask: SlurmAsk,
+    /// What jobs of these images ask for instead and in addition.
+    pub images: BTreeMap<ImageRef, SlurmAsk>,
+    /// How long a job may take whose run has no deadline.
+    pub time_limit: Option<Duration>,
+    /// The most jobs of this node in Slurm's hands.
+    pub max_jobs: u32,
+    /// Where compute nodes reach this node; runs reach nobody if none.
+    pub listen: Option<Listen>,
+}
+
+/// What a job asks Slurm for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlurmAsk {
+    /// `--partition`
+    pub partition: Option<String>,
+    /// `--account`
+    pub account: Option<String>,
+    /// `--qos`
+    pub qos: Option<String>,
+    /// `--constraint`
+    pub constraint: Option<String>,
+    /// `--gres`
+    pub gres: Option<String>,
+    /// Further options of `sbatch`.
+    pub arguments: Vec<String>,
+}
+
+/// A place on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// An address of this host.
+    pub address: IpAddr,
+    /// The first of these ports that is free.
+    pub ports: RangeInclusive<u16>,
 }
 
 /// More than the floor, for the images that match, at a risk that the operator named.

@@ -1,6 +1,7 @@
 //! Files out of a container. What a run has made is hostile until it was looked at.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use bollard::Docker;
 use bollard::query_parameters::DownloadFromContainerOptionsBuilder;
@@ -15,10 +16,15 @@ use v6_runtime::{Error, ErrorKind, Result, ResultStream};
 
 use super::{END, Head, PIECE, STALLED, UNLIMITED, is_plain, padding};
 use crate::error::Error as Step;
+use crate::quirks::is_half_mounted;
 
 /// The most files and folders that a folder may have: each costs a reader something, also if it is
 /// empty.
 const MAX_ENTRIES: u64 = 1_000_000;
+
+/// How long an engine may be at mounting a container's files for somebody else.
+const BEING_MOUNTED: Duration = Duration::from_secs(10);
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 type Entry<R> = tokio_tar::Entry<Archive<R>>;
 
@@ -196,7 +202,21 @@ fn download(
         .path(path)
         .build();
     let docker = docker.with_timeout(UNLIMITED);
-    let pieces = docker.download_from_container(container, Some(options));
+    let container = container.to_owned();
+    let opening = async move {
+        let since = Instant::now();
+        loop {
+            let pieces = docker.download_from_container(&container, Some(options.clone()));
+            let (first, rest) = Box::pin(pieces).into_future().await;
+            match first {
+                Some(Err(error)) if is_half_mounted(&error) && since.elapsed() < BEING_MOUNTED => {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                first => return stream::iter(first).chain(rest),
+            }
+        }
+    };
+    let pieces = stream::once(opening).flatten();
     Box::pin(pieces.map_err(io::Error::other))
 }
 

@@ -1,5 +1,5 @@
-//! Apptainer on this machine, and ways to make life with it hard. There is no daemon: what can go
-//! wrong on the way to one cannot go wrong here.
+//! Apptainer, on this machine or in jobs of Slurm, and ways to make life with it hard. On this machine
+//! there is no daemon: what can go wrong on the way to one cannot go wrong there.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, Permissions};
@@ -16,7 +16,10 @@ use v6_runtime_conformance::{
 };
 use v6_runtime_singularity::{ImageFormat, SingularityConfig, SingularityRuntime};
 
+use crate::engine::EngineOptions;
 use crate::registries::Started;
+use crate::restart::Restart;
+use crate::slurm::{Site, SlurmArguments};
 
 /// The content of a stranger's file, by which it is known.
 const STRANGER: &str = "somebody else's\n";
@@ -81,6 +84,9 @@ pub(crate) struct ApptainerHarness {
     registries: Option<Started>,
     /// What was made past the runtime, by owner.
     planted: Mutex<HashMap<Owner, Vec<PathBuf>>>,
+    /// Where runs are jobs.
+    site: Option<Site>,
+    restart: Option<Restart>,
 }
 
 impl ApptainerHarness {
@@ -90,7 +96,8 @@ impl ApptainerHarness {
     /// No archive with the probe; registries that cannot be read; no temporary folder.
     pub(crate) fn new(
         options: ApptainerOptions,
-        registries: Option<&Path>,
+        slurm: Option<SlurmArguments>,
+        engine: EngineOptions,
     ) -> std::result::Result<Self, String> {
         let archive = options.archive.ok_or(
             "name the probe's archive with --archive (tests/algorithms/build --to FOLDER probe)",
@@ -98,8 +105,11 @@ impl ApptainerHarness {
         let archive = fs::canonicalize(&archive)
             .map_err(|error| format!("{}: {error}", archive.display()))?;
         let set = || std::env::var_os("V6_APPTAINER").map(PathBuf::from);
+        let folder = Folder::new().map_err(|error| format!("a temporary folder: {error}"))?;
         Ok(Self {
-            folder: Folder::new().map_err(|error| format!("a temporary folder: {error}"))?,
+            site: slurm.map(|slurm| Site::new(slurm, &folder.0)),
+            restart: Restart::of(engine.restart),
+            folder,
             program: options.apptainer.or_else(set),
             format: if options.sif {
                 ImageFormat::Sif
@@ -107,7 +117,11 @@ impl ApptainerHarness {
                 ImageFormat::Folder
             },
             archive,
-            registries: registries.map(Started::read).transpose()?,
+            registries: engine
+                .registries
+                .as_deref()
+                .map(Started::read)
+                .transpose()?,
             planted: Mutex::default(),
         })
     }
@@ -144,10 +158,17 @@ impl Harness for ApptainerHarness {
     async fn connect(&self, owner: &Owner) -> Result<Arc<dyn Runtime>> {
         let (name, path) = self.moving(owner);
         let images = BTreeMap::from([(self.probe_image(), self.archive.clone()), (name, path)]);
+        let slurm = self
+            .site
+            .as_ref()
+            .map(|site| site.config(owner))
+            .transpose();
+        let slurm = slurm.map_err(failed("making Slurm's commands"))?;
         let config = SingularityConfig::new(owner.clone(), self.folder.0.clone())
             .with_program(self.program.clone())
             .with_image_format(self.format)
             .with_images(images)
+            .with_slurm(slurm)
             .with_credentials(self.registries.iter().map(Started::credentials).collect());
         Ok(Arc::new(SingularityRuntime::connect(config).await?))
     }
@@ -158,7 +179,11 @@ impl Harness for ApptainerHarness {
 
     async fn inventory(&self, owner: &Owner) -> Result<Vec<String>> {
         let runs = self.owner(owner.as_str()).join("runs");
-        let mut found = Vec::new();
+        let mut found = match &self.site {
+            // First: what a job that is just ending has started, ends with it.
+            Some(site) => site.jobs(owner).await.map_err(failed("listing jobs"))?,
+            None => Vec::new(),
+        };
         let entries = match fs::read_dir(&runs) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
             entries => entries.map_err(failed("listing runs"))?,
@@ -185,13 +210,32 @@ impl Harness for ApptainerHarness {
         Ok(found)
     }
 
+    fn calls(&self, owner: &Owner) -> Option<u64> {
+        self.site.as_ref().map(|site| site.calls(owner))
+    }
+
+    async fn restart_engine(&self) -> Result<Option<()>> {
+        let Some(restart) = &self.restart else {
+            return Ok(None);
+        };
+        let done = restart.restart().await;
+        done.map_err(failed("restarting the engine"))?;
+        Ok(Some(()))
+    }
+
     fn outlives_us(&self) -> bool {
         true
     }
 
     async fn inject(&self, owner: &Owner, fault: Fault) -> Result<Option<Injected>> {
         if fault != Fault::Stuck {
-            return Ok(None);
+            let Some(site) = &self.site else {
+                return Ok(None);
+            };
+            let made = site
+                .inject(owner, fault)
+                .map_err(failed("making Slurm's commands fail"))?;
+            return Ok(made.map(Injected::new));
         }
         let mut closed = Closed(Vec::new());
         let runs = self.owner(owner.as_str()).join("runs");
@@ -255,6 +299,10 @@ impl Harness for ApptainerHarness {
     }
 
     async fn tidy(&self, owner: &Owner) -> Result<()> {
+        if let Some(site) = &self.site {
+            site.tidy(owner)
+                .map_err(failed("removing Slurm's commands"))?;
+        }
         let planted = {
             let mut all = self.planted.lock().unwrap_or_else(PoisonError::into_inner);
             all.remove(owner).unwrap_or_default()

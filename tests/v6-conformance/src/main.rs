@@ -15,6 +15,7 @@ mod planted;
 mod prove;
 mod registries;
 mod restart;
+mod slurm;
 mod user;
 
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use v6_runtime_conformance::{Harness, MemoryHarness, Options, suite_process};
 
 use crate::apptainer::{ApptainerHarness, ApptainerOptions};
 use crate::engine::{EngineHarness, EngineOptions};
+use crate::slurm::SlurmArguments;
 
 /// Checks a container runtime against its contract.
 ///
@@ -50,6 +52,8 @@ struct Arguments {
     engine: EngineOptions,
     #[command(flatten)]
     apptainer: ApptainerOptions,
+    #[command(flatten)]
+    slurm: SlurmArguments,
     #[command(flatten)]
     suite: Options,
 }
@@ -93,6 +97,8 @@ enum Kind {
     Podman,
     /// Apptainer on this machine, with the probe of --archive
     Singularity,
+    /// Apptainer in jobs of Slurm, with the probe of --archive
+    Slurm,
 }
 
 impl Kind {
@@ -102,13 +108,14 @@ impl Kind {
             Self::Docker => "docker",
             Self::Podman => "podman",
             Self::Singularity => "singularity",
+            Self::Slurm => "slurm",
         }
     }
 
     /// Where the engine usually is: the variable that says it, and the place without one.
     fn engine(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Memory | Self::Singularity => None,
+            Self::Memory | Self::Singularity | Self::Slurm => None,
             Self::Docker => Some(("DOCKER_HOST", "unix:///var/run/docker.sock")),
             Self::Podman => Some(("CONTAINER_HOST", "unix:///run/podman/podman.sock")),
         }
@@ -140,12 +147,20 @@ fn main() -> ExitCode {
             prove.cases,
         ),
         // What there is to list does not depend on an engine.
-        (None, Some(_)) if arguments.suite.list => {
-            harness(Kind::Memory, arguments.engine, arguments.apptainer)
-                .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite))
-        }
-        (None, Some(runtime)) => harness(runtime, arguments.engine, arguments.apptainer)
-            .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
+        (None, Some(_)) if arguments.suite.list => harness(
+            Kind::Memory,
+            arguments.engine,
+            arguments.apptainer,
+            arguments.slurm,
+        )
+        .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
+        (None, Some(runtime)) => harness(
+            runtime,
+            arguments.engine,
+            arguments.apptainer,
+            arguments.slurm,
+        )
+        .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
         (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
     };
     done.unwrap_or_else(|error| {
@@ -162,10 +177,11 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
         (None, Some(kind)) => (kind, &arguments.engine),
         _ => return Ok(None),
     };
-    if kind == Kind::Singularity
+    if matches!(kind, Kind::Singularity | Kind::Slurm)
         && let Some(user) = arguments.apptainer.user()
     {
-        return user::again_as(&user, &arguments.suite.report);
+        let restart = options.restart.as_deref();
+        return user::again_as(&user, restart, &arguments.suite.report);
     }
     let host = kind
         .engine()
@@ -184,12 +200,12 @@ fn harness(
     kind: Kind,
     options: EngineOptions,
     apptainer: ApptainerOptions,
+    slurm: SlurmArguments,
 ) -> Result<Arc<dyn Harness>, String> {
-    if kind == Kind::Singularity {
-        return Ok(Arc::new(ApptainerHarness::new(
-            apptainer,
-            options.registries.as_deref(),
-        )?));
+    if matches!(kind, Kind::Singularity | Kind::Slurm) {
+        let slurm = (kind == Kind::Slurm).then_some(slurm);
+        let harness = ApptainerHarness::new(apptainer, slurm, options)?;
+        return Ok(Arc::new(harness));
     }
     Ok(match engine(kind, options)? {
         Some(engine) => Arc::new(engine),

@@ -35,15 +35,20 @@ pub(crate) fn again_as_owner_of(
     again(socket.uid(), group, command, reports)
 }
 
-/// Runs this program again as this user, if that is somebody else and we may; its exit code.
+/// Runs this program again as this user, if that is somebody else and we may; its exit code. The engine
+/// is restarted by this command, as us.
 ///
 /// # Errors
 /// A user that this machine does not have; whatever keeps it from being started.
-pub(crate) fn again_as(user: &str, reports: &[PathBuf]) -> io::Result<Option<ExitCode>> {
+pub(crate) fn again_as(
+    user: &str,
+    command: Option<&str>,
+    reports: &[PathBuf],
+) -> io::Result<Option<ExitCode>> {
     let passwd = std::fs::read_to_string("/etc/passwd")?;
     let ids = ids_of(&passwd, user);
     let (uid, gid) = ids.ok_or_else(|| io::Error::other(format!("there is no user {user}")))?;
-    again(uid, gid, None, reports)
+    again(uid, gid, command, reports)
 }
 
 fn again(

@@ -48,12 +48,15 @@ pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn P
 pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
     let kind = config.runtime.kind.name();
     let remedy = match (config.runtime.kind, error.kind()) {
-        (RuntimeKind::Singularity, ErrorKind::Denied) => {
+        (RuntimeKind::Singularity | RuntimeKind::Slurm, ErrorKind::Denied) => {
             "let this user make user name spaces, and own the folder; docs/operating.md says how"
                 .to_owned()
         }
         (RuntimeKind::Singularity, ErrorKind::Unavailable | ErrorKind::NotFound) => {
             "install Apptainer, or set runtime.singularity.program to where it is".to_owned()
+        }
+        (RuntimeKind::Slurm, ErrorKind::Unavailable | ErrorKind::Timeout) => {
+            "see that slurmctld answers (scontrol ping), or set runtime.slurm.conf".to_owned()
         }
         (_, ErrorKind::Denied) => {
             "give this user access to the engine; who may use the socket of root's is root on this machine"

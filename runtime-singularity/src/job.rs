@@ -1,0 +1,420 @@
+//! A run as a job of Slurm: bringing it there, seeing how it is, ending it.
+//!
+//! Slurm may start a job twice, answer late or not at all, and forget. So what counts is in the run's
+//! folder: whoever makes `begun` there first has begun the run, a job or, in place of it, whoever
+//! ended it before ([`RunFolder::forestall`](v6_helper::RunFolder::forestall)). Slurm is asked about
+//! what the folder cannot tell: whether a job is still in its hands, and why it ended without a word.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use v6_helper::{MonitorOptions, RunLock, Sight, StopCause, TunnelOptions};
+use v6_runtime::{
+    Outcome, Pending, Resources, RunId, RunPhase, RunStatus, StartFailure, StartFailureCause,
+};
+
+use crate::error::{Error, Result, blocking};
+use crate::image::Fault;
+use crate::look::{Holder, Look, read_claim};
+use crate::record::{Place, Record, write_new};
+use crate::slurm::{self, Job, JobState, Known, NotSubmitted, Over, Request, Slurm};
+use crate::state::Shared;
+use crate::translate::needs_a_reason;
+use crate::tunnel;
+
+/// How long what a job has written may take to be seen here: NFS looks again after 3 s at first.
+const SETTLE: Duration = Duration::from_secs(4);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// By what Slurm knows a run.
+#[derive(Debug, Clone)]
+struct Ticket {
+    id: Option<u64>,
+    name: String,
+}
+
+impl Shared {
+    /// Writes down what the job executes. Blocks.
+    pub(crate) fn make_job(
+        &self,
+        slurm: &Slurm,
+        id: &RunId,
+        record: &Record,
+        resources: &Resources,
+        monitor: &MonitorOptions,
+        line: &[OsString],
+    ) -> Result<Request> {
+        let place = self.runs.place(id);
+        let failed = || Error::host(format!("the job of {id} cannot be made"));
+        let attempt = format!("{:016x}", rand::random::<u64>());
+        let environment = self.engine.environment();
+        let mut monitor = monitor.clone();
+        if let Ok(grants) = u16::try_from(record.egress.len())
+            && grants > 0
+        {
+            let key: [u8; 32] = rand::random();
+            write_new(&place.file("key"), &key, 0o600).map_err(failed())?;
+            let address = tunnel::address_file(self);
+            monitor = monitor.with_tunnel(TunnelOptions::new(address, id.as_str(), grants));
+        }
+        let line = place
+            .0
+            .make_job(&attempt, &self.helper, &monitor, line, &environment)
+            .map_err(failed())?;
+        let script = place.file("job.sh");
+        write_new(&script, &slurm::script(&line), 0o600).map_err(failed())?;
+        let left = record.deadline.map(|deadline| {
+            // The monitor keeps the deadline; Slurm's limit is for a monitor that cannot.
+            let left = deadline.duration_since(SystemTime::now());
+            left.unwrap_or_default() + record.grace + Duration::from_secs(60)
+        });
+        Ok(Request {
+            name: slurm::job_name(self.owner(), id, &attempt),
+            comment: format!("v6 owner={} run={id}", self.owner()),
+            folder: place.path().to_owned(),
+            script,
+            log: place.file("job.log"),
+            ask: slurm.config.ask_for(&record.image.reference),
+            memory: resources.memory_bytes,
+            time: left.or(slurm.config.time_limit),
+        })
+    }
+
+    /// Submits a job as soon as there is room, and notes its number. Dropping the future leaves no
+    /// submission half done: whoever wants to know waits for the lock.
+    pub(crate) async fn submit(
+        self: &Arc<Self>,
+        slurm: &Arc<Slurm>,
+        id: &RunId,
+        lock: Arc<RunLock>,
+        request: Request,
+    ) -> Result<(), Fault> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (at_work, request, lock) = (slurm.clone(), request.clone(), lock.clone());
+            let place = self.runs.place(id);
+            let attempt = tokio::spawn(async move {
+                let submitted = at_work.submit(&request).await?;
+                let noted = blocking(move || place.note_job(submitted)).await;
+                drop(lock);
+                noted.map_err(NotSubmitted::Failed)
+            });
+            let why = match attempt.await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(NotSubmitted::Unknown(words) | NotSubmitted::Full(words))) => words,
+                Ok(Err(NotSubmitted::Refused(words))) => {
+                    let failure = StartFailure::new(StartFailureCause::Unschedulable, words);
+                    return Err(Fault::Failure(failure));
+                }
+                Ok(Err(NotSubmitted::Failed(error))) => return Err(error.into()),
+                Err(error) => {
+                    let message = format!("the submission of {id} broke: {error}");
+                    let failure = StartFailure::new(StartFailureCause::Engine, message);
+                    return Err(Fault::Failure(failure));
+                }
+            };
+            tracing::warn!(run = %id, %why, "a job could not be submitted yet");
+            self.hub
+                .notice(id, format!("it waits to be submitted: {why}"));
+            let jitter = rand::random_range(0.75..1.25);
+            tokio::time::sleep(pause.mul_f64(jitter)).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// Looks at a run; Slurm is asked if the folder does not tell all.
+    pub(crate) async fn look_at_job(
+        self: &Arc<Self>,
+        slurm: &Slurm,
+        id: &RunId,
+    ) -> Result<Option<Look>> {
+        let place = self.runs.place(id);
+        let Some(ticket) = self.open_ticket(&place, id).await? else {
+            let at = place.clone();
+            let is_job = blocking(move || at.0.attempt().map_err(unreadable(&at))).await?;
+            let holder = is_job.map_or(Holder::Monitor, |_| Holder::Job {
+                alive: false,
+                over: None,
+            });
+            return self.look_here(id, &holder).await;
+        };
+        let holder = self.holder(slurm, &place, &ticket).await?;
+        let Some(mut look) = self.look_here(id, &holder).await? else {
+            return Ok(None);
+        };
+        let Holder::Job {
+            over: Some(job), ..
+        } = holder
+        else {
+            return Ok(Some(look));
+        };
+        if look.status.phase.is_finished() && !matches!(look.sight, Sight::Lost { .. }) {
+            // The monitor has had its word; Slurm may know better why.
+            let outcome = look.status.outcome().cloned();
+            let Some(outcome) = outcome.map(|outcome| explained(job.state, outcome)) else {
+                return Ok(Some(look));
+            };
+            self.conclude(&place, &mut look, outcome).await?;
+            return Ok(Some(look));
+        }
+        if !slurm.has_settled(&ticket.name, SETTLE) {
+            let waiting = Holder::Job {
+                alive: true,
+                over: None,
+            };
+            return self.look_here(id, &waiting).await;
+        }
+        let (at, begun) = (place.clone(), look.status.started.is_some());
+        let outcome = blocking(move || {
+            let stop = at.0.decision().map_err(unreadable(&at))?;
+            Ok(match stop.map(|stop| stop.cause) {
+                Some(StopCause::Cancel) => Outcome::Cancelled,
+                Some(StopCause::Deadline) => Outcome::DeadlineExceeded,
+                _ => without_a_word(&job, begun, &at),
+            })
+        });
+        let outcome = outcome.await?;
+        self.conclude(&place, &mut look, outcome).await?;
+        Ok(Some(look))
+    }
+
+    async fn conclude(&self, place: &Place, look: &mut Look, outcome: Outcome) -> Result<()> {
+        let (at, noted) = (place.clone(), outcome.clone());
+        blocking(move || at.conclude(&noted)).await?;
+        look.status.phase = RunPhase::Finished(outcome);
+        Ok(())
+    }
+
+    /// What Slurm has to be asked about; `None` if the folder tells all there is.
+    async fn open_ticket(&self, place: &Place, id: &RunId) -> Result<Option<Ticket>> {
+        let (place, owner, id) = (place.clone(), self.owner().clone(), id.clone());
+        blocking(move || {
+            let failed = || unreadable(&place);
+            let Some(attempt) = place.0.attempt().map_err(failed())? else {
+                return Ok(None);
+            };
+            if place.conclusion()?.is_some() || place.0.is_forestalled().map_err(failed())? {
+                return Ok(None);
+            }
+            if let Sight::Ended(ended) = place.0.look_at_job(true).map_err(failed())? {
+                let claim = read_claim(&place).map_err(failed())?;
+                if !needs_a_reason(&ended, claim.as_ref()) {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(Ticket {
+                id: place.job()?,
+                name: slurm::job_name(&owner, &id, &attempt),
+            }))
+        })
+        .await
+    }
+
+    async fn holder(&self, slurm: &Slurm, place: &Place, ticket: &Ticket) -> Result<Holder> {
+        let alive = |alive| Holder::Job { alive, over: None };
+        Ok(match slurm.job(ticket.id, &ticket.name).await {
+            Known::Job(job) if job.state.over().is_some() => Holder::Job {
+                alive: false,
+                over: Some(job),
+            },
+            Known::Job(_) => alive(true),
+            // Somebody is just submitting it, or nobody has.
+            Known::Nothing => {
+                let at = place.clone();
+                let held = blocking(move || at.0.is_held().map_err(unreadable(&at))).await?;
+                alive(held)
+            }
+            // It was there, and nobody says anything else.
+            Known::Unknown(_) if ticket.id.is_some() => alive(true),
+            Known::Unknown(words) => {
+                let step = "asking Slurm about a job";
+                return Err(Error::Unavailable { step, words });
+            }
+        })
+    }
+
+    /// Whether somebody works on a run, or may still do so.
+    pub(crate) async fn is_held(&self, id: &RunId) -> Result<bool> {
+        let place = self.runs.place(id);
+        let at = place.clone();
+        let failed = Error::host("the run's lock cannot be seen");
+        if blocking(move || at.0.is_held().map_err(failed)).await? {
+            return Ok(true);
+        }
+        let Some(slurm) = &self.slurm else {
+            return Ok(false);
+        };
+        let at = place.clone();
+        let ended = blocking(move || {
+            let sight = at.0.look_at_job(true).map_err(unreadable(&at))?;
+            Ok(matches!(sight, Sight::Ended(_)))
+        });
+        if ended.await? {
+            return Ok(false);
+        }
+        match self.open_ticket(&place, id).await? {
+            None => Ok(false),
+            Some(ticket) => {
+                let holder = self.holder(slurm, &place, &ticket).await?;
+                Ok(matches!(holder, Holder::Job { alive: true, .. }))
+            }
+        }
+    }
+
+    /// Has a run's job look at what was decided. What has not begun, never will.
+    pub(crate) async fn ring(&self, id: &RunId) -> Result<()> {
+        let Some((slurm, ticket)) = self.ticket(id).await? else {
+            return Ok(());
+        };
+        let at = self.runs.place(id);
+        let failed = Error::host("the end of a run that has not begun cannot be noted");
+        let forestalled = blocking(move || at.0.forestall().map_err(failed)).await?;
+        let Some(job) = number(&slurm, &ticket).await else {
+            return Ok(());
+        };
+        let rung = match forestalled {
+            true => slurm.kill(job, &ticket.name).await,
+            false => slurm.ring(job, &ticket.name).await,
+        };
+        slurm.expire();
+        if let Err(error) = rung {
+            // It looks itself each second; and what cannot begin, ends when it starts.
+            tracing::warn!(run = %id, %error, "a job could not be told to end");
+        }
+        Ok(())
+    }
+
+    /// Has Slurm end a run's job, whatever it does.
+    pub(crate) async fn kill_job(&self, id: &RunId) -> Result<()> {
+        if let Some((slurm, ticket)) = self.ticket(id).await?
+            && let Some(job) = number(&slurm, &ticket).await
+        {
+            slurm.kill(job, &ticket.name).await?;
+            slurm.expire();
+        }
+        Ok(())
+    }
+
+    async fn ticket(&self, id: &RunId) -> Result<Option<(Arc<Slurm>, Ticket)>> {
+        let Some(slurm) = self.slurm.clone() else {
+            return Ok(None);
+        };
+        let ticket = self.open_ticket(&self.runs.place(id), id).await?;
+        Ok(ticket.map(|ticket| (slurm, ticket)))
+    }
+
+    /// Ends a run that waits in the queue for longer than its deadline allows.
+    pub(crate) async fn end_overdue(self: &Arc<Self>, status: &RunStatus) -> Result<()> {
+        let waits = matches!(status.phase, RunPhase::Pending(Pending::Queued));
+        let Some(deadline) = status.deadline.filter(|_| waits) else {
+            return Ok(());
+        };
+        let now = SystemTime::now();
+        if now < deadline {
+            return Ok(());
+        }
+        let place = self.runs.place(&status.id);
+        let decided = Error::host("a passed deadline cannot be noted");
+        blocking(move || {
+            place
+                .0
+                .stop(StopCause::Deadline, now)
+                .map(drop)
+                .map_err(decided)
+        })
+        .await?;
+        self.ring(&status.id).await?;
+        self.refresh(&status.id).await
+    }
+}
+
+fn unreadable(place: &Place) -> impl FnOnce(std::io::Error) -> Error {
+    Error::host(format!("the run's folder {} cannot be read", place.0))
+}
+
+/// The number of a run's job, if there is one.
+async fn number(slurm: &Slurm, ticket: &Ticket) -> Option<u64> {
+    if ticket.id.is_some() {
+        return ticket.id;
+    }
+    match slurm.job(None, &ticket.name).await {
+        Known::Job(job) => Some(job.id),
+        Known::Nothing | Known::Unknown(_) => None,
+    }
+}
+
+/// What a monitor's word means, with what Slurm says about its job.
+fn explained(job: JobState, outcome: Outcome) -> Outcome {
+    let told = |why: &str| Outcome::Evicted(why.into());
+    match (job.over(), &outcome) {
+        (Some(Over::OutOfMemory), _) => Outcome::OutOfMemory,
+        (Some(Over::TimeLimit), Outcome::Evicted(_)) => told("its job's time limit was over"),
+        (Some(Over::Preempted), Outcome::Evicted(_)) => {
+            told("it was preempted by a job of a higher priority")
+        }
+        (Some(Over::Cancelled), Outcome::Evicted(_)) => {
+            told("its job was cancelled at Slurm, by somebody else")
+        }
+        _ => outcome,
+    }
+}
+
+/// How a run ended whose job is over without a word of its monitor's.
+fn without_a_word(job: &Job, begun: bool, place: &Place) -> Outcome {
+    let reason = match job.reason.as_str() {
+        "" => String::new(),
+        reason => format!(" ({reason})"),
+    };
+    let over = match job.state {
+        JobState::Over(over) => over,
+        other => return Outcome::Lost(format!("not understood: {other:?}")),
+    };
+    let failed = |message: String| {
+        Outcome::FailedToStart(StartFailure::new(StartFailureCause::Engine, message))
+    };
+    match over {
+        Over::Cancelled => Outcome::Evicted(format!(
+            "its job {} was cancelled at Slurm, by somebody else{reason}",
+            job.id
+        )),
+        Over::Preempted => {
+            Outcome::Evicted("it was preempted by a job of a higher priority".into())
+        }
+        Over::TimeLimit => Outcome::Evicted("its job's time limit was over".into()),
+        Over::OutOfMemory => Outcome::OutOfMemory,
+        Over::Deadline => Outcome::DeadlineExceeded,
+        Over::NodeFailed => Outcome::NodeLost(format!("the compute node has failed{reason}")),
+        Over::BootFailed => failed(format!("the compute node did not start{reason}")),
+        Over::Completed | Over::Failed if !begun => failed(format!(
+            "its job {} ended before it could begin{reason}: is {} the same folder on the compute \
+             nodes?{}",
+            job.id,
+            place.path().display(),
+            slurm_words(place),
+        )),
+        Over::Completed | Over::Failed => Outcome::Lost(format!(
+            "its job {} ended without a word{reason}{}",
+            job.id,
+            slurm_words(place)
+        )),
+        Over::Revoked => Outcome::Lost(format!("another cluster has taken its job{reason}")),
+        Over::Forgotten => Outcome::Lost(format!(
+            "Slurm has forgotten its job {}, which has left no word",
+            job.id
+        )),
+    }
+}
+
+/// What Slurm has said in the job's own log, as far as it is there: for people.
+fn slurm_words(place: &Place) -> String {
+    const MOST: usize = 2000;
+    let said = std::fs::read(place.file("job.log")).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let words = crate::image::last_lines(&said);
+    match words.trim() {
+        "" => String::new(),
+        words => format!(": {}", words.chars().take(MOST).collect::<String>()),
+    }
+}
