@@ -124,12 +124,13 @@ impl Shared {
     async fn released(self: &Arc<Self>, id: &RunId) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(60);
         const LOOK_AGAIN: Duration = Duration::from_millis(5);
-        let started = tokio::time::Instant::now();
+        let mut kill_at = tokio::time::Instant::now() + STUBBORN;
         let waiting = async {
             while self.is_held(id).await? {
                 // A monitor that could end its run has done it by then.
-                if started.elapsed() > STUBBORN {
+                if tokio::time::Instant::now() > kill_at {
                     self.kill_job(id).await?;
+                    kill_at += STUBBORN;
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }

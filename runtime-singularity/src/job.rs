@@ -25,12 +25,15 @@ use crate::tunnel;
 
 /// How long what a job has written may take to be seen here: NFS looks again after 3 s at first.
 const SETTLE: Duration = Duration::from_secs(4);
+const PUT_BACK: &str = "its job was put back into the queue at Slurm, by somebody else";
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 /// By what Slurm knows a run.
 #[derive(Debug, Clone)]
 struct Ticket {
+    run: RunId,
+    begun: bool,
     id: Option<u64>,
     name: String,
 }
@@ -140,7 +143,7 @@ impl Shared {
             });
             return self.look_here(id, &holder).await;
         };
-        let holder = self.holder(slurm, &place, &ticket).await?;
+        let holder = self.holder(slurm, &ticket).await?;
         let Some(mut look) = self.look_here(id, &holder).await? else {
             return Ok(None);
         };
@@ -150,6 +153,7 @@ impl Shared {
         else {
             return Ok(Some(look));
         };
+        self.remove_from_queue(slurm, &job, &ticket).await;
         if look.status.phase.is_finished() && !matches!(look.sight, Sight::Lost { .. }) {
             // The monitor has had its word; Slurm may know better why.
             let outcome = look.status.outcome().cloned();
@@ -180,6 +184,15 @@ impl Shared {
         Ok(Some(look))
     }
 
+    /// A job that was put back into the queue has nothing to do there.
+    async fn remove_from_queue(&self, slurm: &Slurm, job: &Job, ticket: &Ticket) {
+        if job.state == JobState::Over(Over::PutBack)
+            && let Err(error) = slurm.kill(job.id, &ticket.name).await
+        {
+            tracing::warn!(run = %ticket.run, %error, "a job is left in the queue");
+        }
+    }
+
     async fn conclude(&self, place: &Place, look: &mut Look, outcome: Outcome) -> Result<()> {
         let (at, noted) = (place.clone(), outcome.clone());
         blocking(move || at.conclude(&noted)).await?;
@@ -198,34 +211,51 @@ impl Shared {
             if place.conclusion()?.is_some() || place.0.is_forestalled().map_err(failed())? {
                 return Ok(None);
             }
-            if let Sight::Ended(ended) = place.0.look_at_job(true).map_err(failed())? {
+            let sight = place.0.look_at_job(true).map_err(failed())?;
+            if let Sight::Ended(ended) = &sight {
                 let claim = read_claim(&place).map_err(failed())?;
-                if !needs_a_reason(&ended, claim.as_ref()) {
+                if !needs_a_reason(ended, claim.as_ref()) {
                     return Ok(None);
                 }
             }
             Ok(Some(Ticket {
+                begun: !matches!(sight, Sight::NotBegun { .. }),
                 id: place.job()?,
                 name: slurm::job_name(&owner, &id, &attempt),
+                run: id,
             }))
         })
         .await
     }
 
-    async fn holder(&self, slurm: &Slurm, place: &Place, ticket: &Ticket) -> Result<Holder> {
+    async fn holder(&self, slurm: &Slurm, ticket: &Ticket) -> Result<Holder> {
         let alive = |alive| Holder::Job { alive, over: None };
         Ok(match slurm.job(ticket.id, &ticket.name).await {
-            Known::Job(job) if job.state.over().is_some() => Holder::Job {
+            Known::Job(job, _) if job.state.over().is_some() => Holder::Job {
                 alive: false,
                 over: Some(job),
             },
-            Known::Job(_) => alive(true),
-            // Somebody is just submitting it, or nobody has.
-            Known::Nothing => {
-                let at = place.clone();
-                let held = blocking(move || at.0.is_held().map_err(unreadable(&at))).await?;
-                alive(held)
+            Known::Job(mut job, asked)
+                if ticket.begun
+                    && job.state == JobState::Waiting
+                    && slurm.was_put_back(&ticket.name, asked) =>
+            {
+                job.state = JobState::Over(Over::PutBack);
+                Holder::Job {
+                    alive: false,
+                    over: Some(job),
+                }
             }
+            Known::Job(job, _) => {
+                if let Some(reason) = slurm.new_reason(&ticket.name, &job) {
+                    let text = format!("Slurm holds its job {} back: {reason}", job.id);
+                    tracing::warn!(run = %ticket.run, "{text}");
+                    self.hub.notice(&ticket.run, text);
+                }
+                alive(true)
+            }
+            // Somebody is just submitting it, or nobody has: its lock tells.
+            Known::Nothing => Holder::Monitor,
             // It was there, and nobody says anything else.
             Known::Unknown(_) if ticket.id.is_some() => alive(true),
             Known::Unknown(words) => {
@@ -257,7 +287,7 @@ impl Shared {
         match self.open_ticket(&place, id).await? {
             None => Ok(false),
             Some(ticket) => {
-                let holder = self.holder(slurm, &place, &ticket).await?;
+                let holder = self.holder(slurm, &ticket).await?;
                 Ok(matches!(holder, Holder::Job { alive: true, .. }))
             }
         }
@@ -271,6 +301,8 @@ impl Shared {
         let at = self.runs.place(id);
         let failed = Error::host("the end of a run that has not begun cannot be noted");
         let forestalled = blocking(move || at.0.forestall().map_err(failed)).await?;
+        self.wait_for_submission(slurm.config.call_timeout, id)
+            .await?;
         let Some(job) = number(&slurm, &ticket).await else {
             return Ok(());
         };
@@ -284,6 +316,21 @@ impl Shared {
             tracing::warn!(run = %id, %error, "a job could not be told to end");
         }
         Ok(())
+    }
+
+    /// Waits until nobody is submitting a run's job: then it can be found.
+    async fn wait_for_submission(&self, patience: Duration, id: &RunId) -> Result<()> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(10);
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            let at = self.runs.place(id);
+            let held = blocking(move || at.0.is_held().map_err(unreadable(&at))).await?;
+            // One that is not found ends by itself when it starts.
+            if !held || tokio::time::Instant::now() > until {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Has Slurm end a run's job, whatever it does.
@@ -340,7 +387,7 @@ async fn number(slurm: &Slurm, ticket: &Ticket) -> Option<u64> {
         return ticket.id;
     }
     match slurm.job(None, &ticket.name).await {
-        Known::Job(job) => Some(job.id),
+        Known::Job(job, _) => Some(job.id),
         Known::Nothing | Known::Unknown(_) => None,
     }
 }
@@ -349,7 +396,10 @@ async fn number(slurm: &Slurm, ticket: &Ticket) -> Option<u64> {
 fn explained(job: JobState, outcome: Outcome) -> Outcome {
     let told = |why: &str| Outcome::Evicted(why.into());
     match (job.over(), &outcome) {
-        (Some(Over::OutOfMemory), _) => Outcome::OutOfMemory,
+        // It is also said where only a child of the program was killed.
+        (Some(Over::OutOfMemory), Outcome::Signaled(9) | Outcome::Evicted(_)) => {
+            Outcome::OutOfMemory
+        }
         (Some(Over::TimeLimit), Outcome::Evicted(_)) => told("its job's time limit was over"),
         (Some(Over::Preempted), Outcome::Evicted(_)) => {
             told("it was preempted by a job of a higher priority")
@@ -357,6 +407,7 @@ fn explained(job: JobState, outcome: Outcome) -> Outcome {
         (Some(Over::Cancelled), Outcome::Evicted(_)) => {
             told("its job was cancelled at Slurm, by somebody else")
         }
+        (Some(Over::PutBack), Outcome::Evicted(_)) => told(PUT_BACK),
         _ => outcome,
     }
 }
@@ -383,6 +434,7 @@ fn without_a_word(job: &Job, begun: bool, place: &Place) -> Outcome {
             Outcome::Evicted("it was preempted by a job of a higher priority".into())
         }
         Over::TimeLimit => Outcome::Evicted("its job's time limit was over".into()),
+        Over::PutBack => Outcome::Evicted(PUT_BACK.into()),
         Over::OutOfMemory => Outcome::OutOfMemory,
         Over::Deadline => Outcome::DeadlineExceeded,
         Over::NodeFailed => Outcome::NodeLost(format!("the compute node has failed{reason}")),

@@ -179,7 +179,7 @@ class Node:
 
     def runs(self) -> list[dict]:
         """What the node has at the engine."""
-        done = self.run("runs", "--json")
+        done = self.run("runs", "--json", "--runtime", self.engine.kind)
         if done.returncode:
             raise AssertionError(f"v6-node runs: {done.stderr}")
         return json.loads(done.stdout)

@@ -64,10 +64,12 @@ def main() -> int:
     import test_in_container
     import test_main_job
     import test_restart
+    import test_slurm
 
     suite = unittest.TestSuite(
         unittest.defaultTestLoader.loadTestsFromModule(module)
-        for module in (test_main_job, test_engines, test_bad_input, test_restart, test_in_container))
+        for module in (test_main_job, test_engines, test_bad_input, test_restart, test_in_container,
+                       test_slurm))
     code = 1
     try:
         code = cases.run(chosen(suite, words))

@@ -2,7 +2,8 @@
 # A Slurm cluster for tests, of our own, on this machine.
 #
 #   eval "$(slurm.sh up WORKDIR)"   sets V6_SLURM_CONF
-#   slurm.sh crash WORKDIR          kills its controller; jobs go on, and `up` brings it back
+#   slurm.sh crash WORKDIR          kills its controller, once it has written down which jobs run;
+#                                   they go on, and `up` brings it back
 #   slurm.sh stop WORKDIR           ends its jobs and its daemons; keeps what the controller knows
 #   slurm.sh down WORKDIR           ends them and removes all that is left
 #
@@ -109,14 +110,33 @@ up() {
 	chown slurm "$work/log/slurmctld.log"
 	start_program slurmctld setpriv --reuid=slurm --regid=slurm --clear-groups slurmctld -D
 	for node in "${nodes[@]}"; do start_program "slurmd-$node" slurmd -D -N "$node"; done
+	wait_for slurmctld "an answer from slurmctld" scontrol ping
+	for node in "${nodes[@]}"; do
+		# Whatever was wrong with it before.
+		if sinfo --noheader --nodes="$node" --format=%T | grep -q -e drain -e down; then
+			scontrol update "NodeName=$node" State=RESUME || true
+		fi
+	done
 	wait_for slurmctld "two nodes that work" bash -c "[ \"\$(sinfo -h -N -p main -t idle,mixed,allocated,completing -o %N | wc -l)\" = 2 ]"
 	echo "export V6_SLURM_CONF=$SLURM_CONF"
+}
+
+# slurmctld writes down what it knows within some seconds. Killed before, it forgets that a job has
+# started, lets the job's node kill it, and starts it again: that is no crash that a job survives.
+saved() {
+	local started
+	started=$(squeue --noheader --states=RUNNING --format=%S | sort | tail -n 1)
+	[ -z "$started" ] || [[ $(date -r "$dir/state/job_state" +%FT%T) > $started ]]
 }
 
 crash() {
 	local pid
 	names
 	alive slurmctld || die "there is no slurmctld to be killed"
+	for _ in $(seq 300); do
+		if saved; then break; fi
+		sleep 0.05
+	done
 	read -r pid _ <"$work/run/slurmctld.pid"
 	kill -KILL "$pid"
 	while alive slurmctld; do sleep 0.02; done

@@ -397,6 +397,8 @@ impl MemoryRuntime {
             status.egress = spec.egress.clone();
             status.deadline = spec.deadline;
             status.created = Some(created);
+            // Also while nothing comes from the engine: a watch that begins after this call knows the run.
+            value.hub.update(status.clone());
             let mut run = Run::new(spec.clone(), status, attempt, state.log_limit);
             run.at_work = Some(value.id);
             state.runs.insert(key.clone(), run);

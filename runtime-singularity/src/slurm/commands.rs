@@ -9,6 +9,7 @@ use tokio::process::Command;
 use super::config::SlurmConfig;
 use super::states::{FORMAT, JobState, Over, Row, rows};
 use crate::command::{self, Said};
+use crate::engine::look_up;
 use crate::error::{Error, Result};
 
 /// The first version with all options that are used here.
@@ -69,7 +70,7 @@ impl Commands {
     ) -> Result<Said> {
         let program = match &self.folder {
             Some(folder) => folder.join(name),
-            None => super::super::engine::look_up(name.as_ref()).unwrap_or_else(|| name.into()),
+            None => look_up(name.as_ref()).unwrap_or_else(|| name.into()),
         };
         let mut line = Command::new(program);
         line.args(arguments)

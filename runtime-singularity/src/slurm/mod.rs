@@ -27,6 +27,14 @@ pub(crate) fn job_name(owner: &Owner, run: &RunId, attempt: &str) -> String {
     format!("v6.{owner}.{run}.{attempt}")
 }
 
+/// When this was first called for a name; what is old, is forgotten.
+fn first(times: &Mutex<HashMap<String, Instant>>, name: &str) -> Instant {
+    const OLD: Duration = Duration::from_secs(120);
+    let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+    times.retain(|_, since| since.elapsed() < OLD);
+    *times.entry(name.to_owned()).or_insert_with(Instant::now)
+}
+
 /// Slurm as it is reached from here.
 #[derive(Debug)]
 pub(crate) struct Slurm {
@@ -39,7 +47,10 @@ pub(crate) struct Slurm {
     submitting: tokio::sync::Mutex<()>,
     /// Names of jobs that may have been submitted.
     unsure: Mutex<HashSet<String>>,
-    /// Since when it is known that jobs are over, by name.
+    /// Why jobs wait that ought not to, by name.
+    reasons: Mutex<HashMap<String, String>>,
+    /// Since when it is known that jobs have begun, and that they are over, by name.
+    begun: Mutex<HashMap<String, Instant>>,
     over: Mutex<HashMap<String, Instant>>,
 }
 
@@ -53,6 +64,8 @@ impl Slurm {
             prefix: format!("v6.{owner}."),
             submitting: tokio::sync::Mutex::default(),
             unsure: Mutex::default(),
+            reasons: Mutex::default(),
+            begun: Mutex::default(),
             over: Mutex::default(),
             config,
             commands,
@@ -88,10 +101,25 @@ impl Slurm {
 
     /// Whether it is this long since a job was first seen to be over.
     pub(crate) fn has_settled(&self, name: &str, time: Duration) -> bool {
-        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        over.retain(|_, since| since.elapsed() < time * 10);
-        let since = over.entry(name.to_owned()).or_insert_with(Instant::now);
-        since.elapsed() >= time
+        first(&self.over, name).elapsed() >= time
+    }
+
+    /// Whether a job that waited when Slurm was asked at this moment had begun before: it was put back
+    /// into the queue. To be asked of a job that has begun.
+    pub(crate) fn was_put_back(&self, name: &str, asked: Instant) -> bool {
+        asked > first(&self.begun, name)
+    }
+
+    /// Why a job does not start, if that is news, and not just that others are before it.
+    pub(crate) fn new_reason(&self, name: &str, job: &Job) -> Option<String> {
+        const ORDINARY: [&str; 5] = ["", "None", "Priority", "Resources", "Cleaning"];
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        if job.state != JobState::Waiting || ORDINARY.contains(&job.reason.as_str()) {
+            reasons.remove(name);
+            return None;
+        }
+        let told = reasons.insert(name.to_owned(), job.reason.clone());
+        (told.as_ref() != Some(&job.reason)).then(|| job.reason.clone())
     }
 
     /// The next question about jobs gets an answer that is newer than this call.
@@ -116,7 +144,7 @@ impl Slurm {
     pub(crate) async fn submit(&self, request: &Request) -> Result<u64, NotSubmitted> {
         let _turn = self.submitting.lock().await;
         // An earlier try, whose answer was lost, may have made it.
-        if let Known::Job(job) = self.known(&request.name).await? {
+        if let Known::Job(job, _) = self.known(&request.name).await? {
             return Ok(job.id);
         }
         let most = self.config.max_jobs.get();

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::commands::Commands;
 use super::states::{Job, JobState, Over, Row};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What is known of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Known {
-    Job(Job),
+    /// As it was when Slurm was asked at this moment or later.
+    Job(Job, Instant),
     /// There is no such job.
     Nothing,
     /// Slurm does not answer: anything can be.
@@ -131,27 +132,28 @@ impl Queue {
         let looked = async {
             let table = self.recent(commands).await?;
             if let Some(job) = table.find(id, name) {
-                return Ok(Some(job.clone()));
+                return Ok::<_, Error>(Some((job.clone(), table.at)));
             }
             if let Some(id) = id.filter(|id| self.young().contains_key(id)) {
-                return Ok(Some(Job {
+                let job = Job {
                     id,
                     state: JobState::Waiting,
                     reason: String::new(),
-                }));
+                };
+                return Ok(Some((job, table.at)));
             }
             // It may be younger than that answer nevertheless, submitted by another process.
             let table = self.fresh(commands).await?;
             if let Some(job) = table.find(id, name) {
-                return Ok(Some(job.clone()));
+                return Ok(Some((job.clone(), table.at)));
             }
             match id {
-                Some(id) => self.past(commands, id).await.map(Some),
+                Some(id) => Ok(Some((self.past(commands, id).await?, table.at))),
                 None => Ok(None),
             }
         };
         match looked.await {
-            Ok(Some(job)) => Known::Job(job),
+            Ok(Some((job, at))) => Known::Job(job, at),
             Ok(None) => Known::Nothing,
             Err(error) => Known::Unknown(error.to_string()),
         }

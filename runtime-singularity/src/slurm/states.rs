@@ -32,6 +32,9 @@ pub(crate) enum Over {
     Preempted,
     Deadline,
     Revoked,
+    /// Not as Slurm sees it: it was put back into the queue after it had begun, where it can do nothing
+    /// any more.
+    PutBack,
     /// Slurm does not know the job any more.
     Forgotten,
 }
@@ -160,6 +163,36 @@ mod tests {
                 named(15, JobState::Over(Over::Cancelled), "", "c"),
             ]
         );
+    }
+
+    /// Recorded by `tests/data/slurm/record` with Slurm 22.05.8. BOOT_FAIL, DEADLINE and REVOKED could not
+    /// be brought about.
+    #[test]
+    fn what_slurm_has_said_is_understood() {
+        let text = include_str!("../../tests/data/slurm/22.05.txt");
+        let said: Vec<_> = rows(text)
+            .map(|Row { job, name }| (name, job.state, job.reason))
+            .collect();
+        let over = JobState::Over;
+        let wanted = [
+            ("cancelled", JobState::Running, ""),
+            ("suspended", JobState::Running, ""),
+            ("cancelled", over(Over::Cancelled), ""),
+            ("completed", over(Over::Completed), ""),
+            ("failed", over(Over::Failed), "NonZeroExitCode"),
+            ("killed", over(Over::Failed), "JobLaunchFailure"),
+            ("a|b", over(Over::Completed), ""),
+            ("memory", over(Over::OutOfMemory), "OutOfMemory"),
+            ("held", JobState::Waiting, "JobHeldUser"),
+            ("later", JobState::Waiting, "BeginTime"),
+            ("too long", JobState::Waiting, "PartitionTimeLimit"),
+            ("requeued", JobState::Waiting, "job requeued in held state"),
+            ("preempted", over(Over::Preempted), ""),
+            ("lost", over(Over::NodeFailed), "NodeDown"),
+            ("time limit", over(Over::TimeLimit), "TimeLimit"),
+        ];
+        let wanted = wanted.map(|(name, state, reason)| (name.into(), state, reason.into()));
+        assert_eq!(said, wanted);
     }
 
     proptest! {

@@ -89,6 +89,15 @@ def slow(seconds: float = 600, value: object = "slow") -> None:
     good(value)
 
 
+def hungry(mebibytes: int = 2048) -> None:
+    """Take more memory than there is."""
+    say("begun")
+    taken = []
+    for _ in range(mebibytes):
+        taken.append(b"x" * BLOCK)
+    good(len(taken))
+
+
 def flood(mebibytes: int = 200) -> None:
     """Print without end, and then do one's work."""
     line = b"x" * 1023 + b"\n"
@@ -98,7 +107,7 @@ def flood(mebibytes: int = 200) -> None:
     good()
 
 
-METHODS = {f.__name__: f for f in (good, nothing, fail, huge, link, stubborn, slow, flood)}
+METHODS = {f.__name__: f for f in (good, nothing, fail, huge, link, stubborn, slow, hungry, flood)}
 
 if __name__ == "__main__":
     METHODS[variable("ALGORITHM_METHOD")](**json.loads(Path(variable("INPUT_FILE")).read_text()))

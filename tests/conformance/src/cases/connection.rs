@@ -483,6 +483,12 @@ async fn a_restarted_engine_keeps_what_was(bench: Bench) -> case::Outcome {
     let mut events = bench.runtime.watch();
     let _ = events.try_next().await?;
     bench.restart_engine().await?;
+    let interrupted = snapshot_if_interrupted(&mut events).await?;
+    if let Some(runs) = &interrupted {
+        let mut ids: Vec<&str> = runs.iter().map(|run| run.id.as_str()).collect();
+        ids.sort_unstable();
+        equal("the snapshot after it", ids, vec!["ended", "running"])?;
+    }
     persist("ping", || bench.runtime.ping()).await?;
     bench.ends_with(&ended, 3).await?;
     equal("its log", bench.text(&ended).await?.as_str(), "words\n")?;
@@ -497,48 +503,58 @@ async fn a_restarted_engine_keeps_what_was(bench: Bench) -> case::Outcome {
         },
     )?;
     let forced = CleanupOptions::default().with_force(true);
-    persist("cleanup", || {
-        bench.runtime.cleanup(&running, forced.clone())
-    })
-    .await?;
+    let cleanup = || bench.runtime.cleanup(&running, forced.clone());
+    persist("cleanup", cleanup).await?;
     let spec = bench.spec("exit 5").await?;
     bench.runtime.run(&later, &spec).await?;
     bench.ends_with(&later, 5).await?;
-    told_afterwards(&mut events, &ended, &later).await
+    if interrupted.is_none() {
+        told_afterwards(&mut events, &later).await?;
+    }
+    Ok(())
+}
+
+/// The snapshot after an interruption; `None` for a watch that has none, since it has nothing to do with
+/// the engine that was restarted.
+async fn snapshot_if_interrupted(
+    events: &mut v6_runtime::ResultStream<WatchEvent>,
+) -> Result<Option<Vec<RunStatus>>, Failure> {
+    /// A connection that breaks is noticed at once.
+    const NOTICED: Duration = Duration::from_secs(2);
+    loop {
+        match tokio::time::timeout(NOTICED, events.try_next()).await {
+            Err(_) => return Ok(None),
+            Ok(Ok(Some(WatchEvent::Snapshot(runs)))) => return Ok(Some(runs)),
+            Ok(Ok(Some(_))) => {}
+            Ok(Ok(None)) => return Err("the watch ended".into()),
+            Ok(Err(error)) => {
+                let what = format!("the watch's error is final: {error:?}");
+                holds(&what, error.is_retryable())?;
+                return next_snapshot(events).await.map(Some);
+            }
+        }
+    }
 }
 
 /// Reads a watch that was open before an engine was restarted, until it tells of the end of a run that was
-/// made afterwards. Each new snapshot has to have what was there before.
+/// made afterwards.
 async fn told_afterwards(
     events: &mut v6_runtime::ResultStream<WatchEvent>,
-    before: &RunId,
     after: &RunId,
 ) -> case::Outcome {
     let reading = async {
-        loop {
-            let runs = match events.try_next().await {
-                Ok(Some(WatchEvent::Snapshot(runs))) => {
-                    let has = runs.iter().any(|run| run.id == *before);
-                    holds(&format!("a snapshot without {before}: {runs:?}"), has)?;
-                    runs
-                }
-                Ok(Some(WatchEvent::Changed(run))) => vec![*run],
-                Ok(Some(_)) => continue,
-                Ok(None) => return Err("the watch ended".into()),
-                Err(error) => {
-                    let what = format!("the watch's error is final: {error:?}");
-                    holds(&what, error.is_retryable())?;
-                    continue;
-                }
+        while let Some(event) = events.try_next().await? {
+            let WatchEvent::Changed(run) = event else {
+                continue;
             };
-            let told = runs.iter().find(|run| run.id == *after);
-            if told.is_some_and(|run| run.outcome() == Some(&Outcome::Exited(5))) {
-                return Ok::<_, Failure>(());
+            if run.id == *after && run.outcome() == Some(&Outcome::Exited(5)) {
+                return Ok::<_, case::Stop>(());
             }
         }
+        Err(Failure::from("the watch ended").into())
     };
     match tokio::time::timeout(PATIENCE, reading).await {
-        Ok(told) => Ok(told?),
+        Ok(told) => told,
         Err(_) => Err(Failure::from("the end of a later run was not told").into()),
     }
 }

@@ -486,7 +486,7 @@ seeds! {
     "Watching" {
         /// Something comes before the first snapshot.
         WatchBeginsWithANotice [
-            a_watch_begins_with_everything a_restarted_engine_keeps_what_was a_run_may_be_over_before_the_first_look
+            a_watch_begins_with_everything a_run_may_be_over_before_the_first_look
         ]
         /// While a run goes on, snapshots have no other.
         SnapshotForgetsTheFinished [

@@ -1,0 +1,75 @@
+"""Nodes on other engines than Docker, and collaborations of nodes that have one each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import unittest
+from pathlib import Path
+from typing import Any
+
+from bed import PYTHON, RUST, UNRULY, Collaboration, Engine, bed
+
+ALGORITHMS = {PYTHON: "average-python", RUST: "average-rust", UNRULY: "unruly"}
+UNLIMITED = {"cpus": "none", "memory": "none"}
+
+
+def need(**services: str) -> None:
+    """Skip, unless tests/run has started these: what they are, by the variable that tells."""
+    for variable, what in services.items():
+        if variable not in os.environ:
+            raise unittest.SkipTest(f"it needs {what}, which tests/run starts")
+
+
+def apptainer(kind: str = "singularity", **settings: Any) -> Engine:
+    """Apptainer with the algorithms in archives of this machine, as the user who has it."""
+    folder = bed().services.work / "images"
+    images = {name: folder / f"{what}.tar" for name, what in ALGORITHMS.items()}
+    if not all(archive.exists() for archive in images.values()):
+        folder.mkdir(exist_ok=True)
+        bed().services.build_images("--to", folder, *ALGORITHMS.values())
+    own = {
+        "program": os.environ["V6_APPTAINER"],
+        "images": {name: str(archive) for name, archive in images.items()},
+    }
+    return Engine(kind, {"singularity": own} | settings, os.environ["V6_APPTAINER_USER"])
+
+
+def slurm_commands() -> Path:
+    """Slurm's commands, of which `sbatch` takes its time while there is a file `slow` beside it."""
+    folder = bed().services.work / "commands"
+    if not folder.exists():
+        folder.mkdir()
+        for name in ("squeue", "scancel", "sacct", "scontrol"):
+            (folder / name).symlink_to(shutil.which(name))
+        sbatch = folder / "sbatch"
+        sbatch.write_text(f'#!/bin/sh\n[ ! -e {folder}/slow ] || /bin/sleep 4\n'
+                          f'exec {shutil.which("sbatch")} "$@"\n')
+        sbatch.chmod(0o755)
+    return folder
+
+
+def slurm() -> Engine:
+    """Apptainer in jobs; what misbehaves is in the partition whose jobs are preempted."""
+    settings = {
+        "commands": str(slurm_commands()),
+        "conf": os.environ["V6_SLURM_CONF"],
+        "listen": {"address": "127.0.0.1"},
+        "images": {UNRULY: {"partition": "low"}},
+    }
+    return apptainer("slurm", slurm=settings, run={"cpus": "none", "memory": "1GiB"})
+
+
+def three_engines() -> Collaboration:
+    """Apptainer, Docker and root's Podman."""
+    need(V6_APPTAINER="Apptainer", V6_PODMAN_HOST="root's Podman")
+    podman = os.environ["V6_PODMAN_HOST"]
+    bed().services.build_images(*ALGORITHMS.values(), DOCKER_HOST=podman)
+    return bed().collaboration("engines", engines=(
+        apptainer(run=UNLIMITED), Engine(), Engine("podman", {"podman": {"host": podman}})))
+
+
+def jobs() -> Collaboration:
+    """Slurm, Docker and Apptainer."""
+    need(V6_APPTAINER="Apptainer", V6_SLURM_CONF="Slurm")
+    return bed().collaboration("jobs", engines=(slurm(), Engine(), apptainer(run=UNLIMITED)))
