@@ -16,6 +16,7 @@ use v6_runtime::{
 
 use crate::error::{Error, Result, blocking};
 use crate::image::Fault;
+use crate::job_end::{explained, without_a_word};
 use crate::look::{Holder, Look, read_claim};
 use crate::record::{Place, Record, write_new};
 use crate::slurm::{self, Job, JobState, Known, NotSubmitted, Over, Request, Slurm};
@@ -25,7 +26,6 @@ use crate::tunnel;
 
 /// How long what a job has written may take to be seen here: NFS looks again after 3 s at first.
 const SETTLE: Duration = Duration::from_secs(4);
-const PUT_BACK: &str = "its job was put back into the queue at Slurm, by somebody else";
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -389,84 +389,5 @@ async fn number(slurm: &Slurm, ticket: &Ticket) -> Option<u64> {
     match slurm.job(None, &ticket.name).await {
         Known::Job(job, _) => Some(job.id),
         Known::Nothing | Known::Unknown(_) => None,
-    }
-}
-
-/// What a monitor's word means, with what Slurm says about its job.
-fn explained(job: JobState, outcome: Outcome) -> Outcome {
-    let told = |why: &str| Outcome::Evicted(why.into());
-    match (job.over(), &outcome) {
-        // It is also said where only a child of the program was killed.
-        (Some(Over::OutOfMemory), Outcome::Signaled(9) | Outcome::Evicted(_)) => {
-            Outcome::OutOfMemory
-        }
-        (Some(Over::TimeLimit), Outcome::Evicted(_)) => told("its job's time limit was over"),
-        (Some(Over::Preempted), Outcome::Evicted(_)) => {
-            told("it was preempted by a job of a higher priority")
-        }
-        (Some(Over::Cancelled), Outcome::Evicted(_)) => {
-            told("its job was cancelled at Slurm, by somebody else")
-        }
-        (Some(Over::PutBack), Outcome::Evicted(_)) => told(PUT_BACK),
-        _ => outcome,
-    }
-}
-
-/// How a run ended whose job is over without a word of its monitor's.
-fn without_a_word(job: &Job, begun: bool, place: &Place) -> Outcome {
-    let reason = match job.reason.as_str() {
-        "" => String::new(),
-        reason => format!(" ({reason})"),
-    };
-    let over = match job.state {
-        JobState::Over(over) => over,
-        other => return Outcome::Lost(format!("not understood: {other:?}")),
-    };
-    let failed = |message: String| {
-        Outcome::FailedToStart(StartFailure::new(StartFailureCause::Engine, message))
-    };
-    match over {
-        Over::Cancelled => Outcome::Evicted(format!(
-            "its job {} was cancelled at Slurm, by somebody else{reason}",
-            job.id
-        )),
-        Over::Preempted => {
-            Outcome::Evicted("it was preempted by a job of a higher priority".into())
-        }
-        Over::TimeLimit => Outcome::Evicted("its job's time limit was over".into()),
-        Over::PutBack => Outcome::Evicted(PUT_BACK.into()),
-        Over::OutOfMemory => Outcome::OutOfMemory,
-        Over::Deadline => Outcome::DeadlineExceeded,
-        Over::NodeFailed => Outcome::NodeLost(format!("the compute node has failed{reason}")),
-        Over::BootFailed => failed(format!("the compute node did not start{reason}")),
-        Over::Completed | Over::Failed if !begun => failed(format!(
-            "its job {} ended before it could begin{reason}: is {} the same folder on the compute \
-             nodes?{}",
-            job.id,
-            place.path().display(),
-            slurm_words(place),
-        )),
-        Over::Completed | Over::Failed => Outcome::Lost(format!(
-            "its job {} ended without a word{reason}{}",
-            job.id,
-            slurm_words(place)
-        )),
-        Over::Revoked => Outcome::Lost(format!("another cluster has taken its job{reason}")),
-        Over::Forgotten => Outcome::Lost(format!(
-            "Slurm has forgotten its job {}, which has left no word",
-            job.id
-        )),
-    }
-}
-
-/// What Slurm has said in the job's own log, as far as it is there: for people.
-fn slurm_words(place: &Place) -> String {
-    const MOST: usize = 2000;
-    let said = std::fs::read(place.file("job.log")).unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let words = crate::image::last_lines(&said);
-    match words.trim() {
-        "" => String::new(),
-        words => format!(": {}", words.chars().take(MOST).collect::<String>()),
     }
 }

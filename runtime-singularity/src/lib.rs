@@ -62,6 +62,7 @@ mod examine;
 mod files;
 mod image;
 mod job;
+mod job_end;
 mod lease;
 mod logs;
 mod look;

@@ -215,12 +215,7 @@ impl Harness for ApptainerHarness {
     }
 
     async fn restart_engine(&self) -> Result<Option<()>> {
-        let Some(restart) = &self.restart else {
-            return Ok(None);
-        };
-        let done = restart.restart().await;
-        done.map_err(failed("restarting the engine"))?;
-        Ok(Some(()))
+        Restart::hook(self.restart.as_ref()).await
     }
 
     fn outlives_us(&self) -> bool {

@@ -444,12 +444,7 @@ impl Harness for EngineHarness {
     }
 
     async fn restart_engine(&self) -> Result<Option<()>> {
-        let Some(restart) = &self.restart else {
-            return Ok(None);
-        };
-        let done = restart.restart().await;
-        done.map_err(failed("restarting the engine"))?;
-        Ok(Some(()))
+        Restart::hook(self.restart.as_ref()).await
     }
 
     /// Of an engine behind a socket, which is on this machine.

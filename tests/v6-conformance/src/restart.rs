@@ -38,6 +38,21 @@ impl Restart {
             .or(command.map(Self::Command))
     }
 
+    /// What the suite asks for: `None` where nobody has said how.
+    ///
+    /// # Errors
+    /// Those of [`restart`](Self::restart).
+    pub(crate) async fn hook(how: Option<&Self>) -> v6_runtime::Result<Option<()>> {
+        let Some(how) = how else {
+            return Ok(None);
+        };
+        how.restart().await.map_err(|error| {
+            let what = "the suite, restarting the engine";
+            v6_runtime::Error::new(v6_runtime::ErrorKind::Unexpected, what).with_source(error)
+        })?;
+        Ok(Some(()))
+    }
+
     /// Returns when the engine has been restarted.
     ///
     /// # Errors
