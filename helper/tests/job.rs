@@ -10,14 +10,17 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hmac_sha256::HMAC;
-use support::{program, signal_process, until};
+use support::{Program, program, signal_process, until};
 use tempfile::TempDir;
 use v6_helper::{Ended, MonitorOptions, RunFolder, Sight, StopCause, TunnelOptions, Verdict};
 
 struct Stage {
+    /// The program has to be there for as long as the job may start.
+    program: Arc<Program>,
     folder: TempDir,
     run: RunFolder,
     options: MonitorOptions,
@@ -51,6 +54,7 @@ impl Stage {
         run.prepare().unwrap();
         fs::create_dir(run.inside().join("egress")).unwrap();
         Self {
+            program: program(),
             folder,
             run,
             options: MonitorOptions::default(),
@@ -64,16 +68,13 @@ impl Stage {
             ("PATH".into(), "/bin:/usr/bin".into()),
             ("A".into(), "b c".into()),
         ];
-        let program = program();
         let line = self.run.make_job(
             attempt,
-            &program.path(),
+            &self.program.path(),
             &self.options,
             &words,
             &environment,
         );
-        // The program has to be there for as long as the job may start.
-        std::mem::forget(program);
         self.line = line.unwrap();
     }
 

@@ -40,7 +40,7 @@ impl Shared {
         name: &str,
         limit: u64,
     ) -> ResultStream<Bytes> {
-        let (docker, container) = (self.engine.docker.clone(), container.to_owned());
+        let (engine, container) = (self.engine.clone(), container.to_owned());
         let (volume, attempt) = (volume.to_owned(), record.attempt.clone());
         let (name, local) = (name.to_owned(), self.config.local_files);
         let opening = async move {
@@ -48,7 +48,7 @@ impl Shared {
                 return Ok::<_, Error>(bytes);
             }
             let path = collected_at(&name);
-            Ok(archive::get_file(docker, container, path, limit))
+            Ok(archive::get_file(engine, container, path, limit))
         };
         Box::pin(stream::once(opening).try_flatten())
     }

@@ -21,6 +21,9 @@ use crate::about::About;
 use crate::error::{Error, Result, found};
 use crate::{quirks, time};
 
+/// How often a call is made, at most, whose answer says that it came at a bad moment.
+pub(crate) const ASKED: u32 = 5;
+
 /// An image as Podman lists it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -142,14 +145,20 @@ impl Engine {
         path: String,
     ) -> Result<Vec<u8>> {
         let docker = self.instead(method, path);
-        let whole =
-            docker
-                .export_image("v6-runtime")
-                .try_fold(Vec::new(), |mut all, piece| async move {
+        let mut asked = 1;
+        loop {
+            let whole = docker.export_image("v6-runtime").try_fold(
+                Vec::new(),
+                |mut all, piece| async move {
                     all.extend_from_slice(&piece);
                     Ok(all)
-                });
-        self.call(step, whole).await
+                },
+            );
+            match self.call(step, whole).await {
+                Err(error) if asked < ASKED && quirks::is_overtaken(&error) => asked += 1,
+                answer => return answer,
+            }
+        }
     }
 
     /// Sends JSON and a login, where the client has no call like it: one that takes both is sent as
@@ -280,12 +289,31 @@ impl Engine {
 
     /// Starts a container. One that runs already is as good.
     pub(crate) async fn start(&self, name: &str) -> Result<()> {
-        let call = self
-            .docker
-            .start_container(name, None::<StartContainerOptions>);
-        match self.call("starting a container", call).await {
-            Err(error) if error.status() == Some(304) => Ok(()),
-            other => other,
+        let mut asked = 1;
+        loop {
+            let call = self
+                .docker
+                .start_container(name, None::<StartContainerOptions>);
+            match self.call("starting a container", call).await {
+                Err(error) if error.status() == Some(304) => return Ok(()),
+                Err(Error::Engine { source, .. })
+                    if asked < ASKED && quirks::is_half_mounted(&source) =>
+                {
+                    asked += 1;
+                    self.unmount(name).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Has Podman correct what it believes of a container's files, as far as it can: see
+    /// [`quirks::is_half_mounted`]. One that runs keeps them.
+    pub(crate) async fn unmount(&self, name: &str) {
+        let path = format!("/v4.0.0/libpod/containers/{name}/unmount");
+        let unmounted = self.raw("unmounting a container", "POST", path).await;
+        if let Err(error) = unmounted {
+            tracing::debug!(container = name, %error, "it could not be unmounted");
         }
     }
 

@@ -92,8 +92,7 @@ pub(crate) async fn is_seen(engine: &Engine, name: &str, path: &str) -> Result<b
     match files_image::create(engine, name, body).await {
         Ok(id) => {
             // Podman makes a folder that is not there.
-            let docker = engine.docker.clone();
-            let file = archive::get_file(docker, id.clone(), format!("/probe/{INSIDE}"), 0);
+            let file = archive::get_file(engine.clone(), id.clone(), format!("/probe/{INSIDE}"), 0);
             let seen = file.try_for_each(|_| std::future::ready(Ok(()))).await;
             engine.remove_container(&id).await?;
             match seen {

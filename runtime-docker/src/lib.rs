@@ -41,6 +41,8 @@ mod disk;
 mod driver;
 mod egress;
 mod engine;
+#[cfg(test)]
+mod engine_tests;
 mod error;
 mod examine;
 mod files_image;

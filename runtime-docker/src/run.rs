@@ -92,7 +92,7 @@ impl Shared {
         let volume = self.make_record(record, &files).await?;
         let entries = container::files(&record.attempt, spec, &self.config, self.quirks());
         let putting = async {
-            archive::put(&self.engine.docker, &files, STORE, entries).await?;
+            archive::put(&self.engine, &files, STORE, entries).await?;
             self.note_stored(record).await
         };
         tokio::select! {

@@ -230,9 +230,9 @@ impl Runtime for DockerRuntime {
             };
             let (name, limit) = (stored.index.to_string(), stored.limit.get());
             Ok(if stored.folder {
-                let docker = shared.engine.docker.clone();
+                let engine = shared.engine.clone();
                 let skip = stored.skip.clone();
-                archive::get_folder(docker, container, collected_at(&name), limit, skip)
+                archive::get_folder(engine, container, collected_at(&name), limit, skip)
             } else {
                 shared.collected(&container, &look.record, &look.volume, &name, limit)
             })

@@ -3,7 +3,6 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use bollard::Docker;
 use bollard::query_parameters::DownloadFromContainerOptionsBuilder;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
@@ -15,6 +14,7 @@ use tokio_util::io::StreamReader;
 use v6_runtime::{Error, ErrorKind, Result, ResultStream};
 
 use super::{END, Head, PIECE, STALLED, UNLIMITED, is_plain, padding};
+use crate::engine::Engine;
 use crate::error::Error as Step;
 use crate::quirks::is_half_mounted;
 
@@ -22,7 +22,7 @@ use crate::quirks::is_half_mounted;
 /// empty.
 const MAX_ENTRIES: u64 = 1_000_000;
 
-/// How long an engine may be at mounting a container's files for somebody else.
+/// How long an engine may be at mounting a container's files.
 const BEING_MOUNTED: Duration = Duration::from_secs(10);
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
@@ -33,12 +33,12 @@ type Entry<R> = tokio_tar::Entry<Archive<R>>;
 /// Errors in the stream: `NotFound`; `InvalidSpec` for a link, device or folder in its place;
 /// `Quota` for more than `limit` bytes, before any is given.
 pub(crate) fn get_file(
-    docker: Docker,
+    engine: Engine,
     container: String,
     path: String,
     limit: u64,
 ) -> ResultStream<Bytes> {
-    file(download(docker, &container, &path), limit)
+    file(download(engine, container, &path), limit)
 }
 
 /// A folder in a container as a tar archive of regular files and folders, by their names relative to
@@ -48,13 +48,13 @@ pub(crate) fn get_file(
 /// Errors in the stream: `NotFound`; `InvalidSpec` if it is no folder; `Quota` if its files together
 /// have more than `limit` bytes, or there are more than a million of them.
 pub(crate) fn get_folder(
-    docker: Docker,
+    engine: Engine,
     container: String,
     path: String,
     limit: u64,
     skip: Vec<String>,
 ) -> ResultStream<Bytes> {
-    let reader = StreamReader::new(download(docker, &container, &path));
+    let reader = StreamReader::new(download(engine, container, &path));
     folder(reader, limit, skip)
 }
 
@@ -194,15 +194,14 @@ fn is_skipped(name: &[u8], skip: &[String]) -> bool {
 }
 
 fn download(
-    docker: Docker,
-    container: &str,
+    engine: Engine,
+    container: String,
     path: &str,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + Unpin + use<> {
     let options = DownloadFromContainerOptionsBuilder::default()
         .path(path)
         .build();
-    let docker = docker.with_timeout(UNLIMITED);
-    let container = container.to_owned();
+    let docker = engine.docker.clone().with_timeout(UNLIMITED);
     let opening = async move {
         let since = Instant::now();
         loop {
@@ -210,6 +209,7 @@ fn download(
             let (first, rest) = Box::pin(pieces).into_future().await;
             match first {
                 Some(Err(error)) if is_half_mounted(&error) && since.elapsed() < BEING_MOUNTED => {
+                    engine.unmount(&container).await;
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
                 first => return stream::iter(first).chain(rest),

@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bollard::Docker;
 use bollard::query_parameters::UploadToContainerOptionsBuilder;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream};
@@ -14,7 +13,9 @@ use tokio::time::timeout;
 use v6_runtime::{Error, ErrorKind, InputReader, InputStream, Result};
 
 use super::{END, Head, PIECE, STALLED, UNLIMITED, padding};
+use crate::engine::{ASKED, Engine};
 use crate::error::Error as Step;
+use crate::quirks::is_half_mounted;
 
 /// A file or folder to be made.
 #[derive(Debug)]
@@ -43,13 +44,38 @@ pub(crate) enum Content {
 /// `InvalidSpec` for a stream that is longer or shorter than it said, `Timeout` if nothing moves;
 /// those of the sources and of the engine.
 pub(crate) async fn put(
-    docker: &Docker,
+    engine: &Engine,
     container: &str,
     path: &str,
     entries: Vec<Entry>,
 ) -> Result<()> {
+    let mut asked = 1;
+    loop {
+        let source = match upload(engine, container, path, &entries).await? {
+            Ok(()) => return Ok(()),
+            Err(source) => source,
+        };
+        if asked == ASKED || !is_half_mounted(&source) {
+            return Err(Step::Engine {
+                step: "storing files",
+                source,
+            }
+            .into());
+        }
+        asked += 1;
+        engine.unmount(container).await;
+    }
+}
+
+/// The engine's own error apart from all others.
+async fn upload(
+    engine: &Engine,
+    container: &str,
+    path: &str,
+    entries: &[Entry],
+) -> Result<Result<(), bollard::errors::Error>> {
     let mut plan = Vec::with_capacity(entries.len());
-    for entry in &entries {
+    for entry in entries {
         plan.push(Planned::of(entry).await?);
     }
     let progress = Arc::new(Progress::default());
@@ -57,7 +83,7 @@ pub(crate) async fn put(
     let options = UploadToContainerOptionsBuilder::default()
         .path(path)
         .build();
-    let docker = docker.clone().with_timeout(UNLIMITED);
+    let docker = engine.docker.clone().with_timeout(UNLIMITED);
     let uploading = docker.upload_to_container(container, Some(options), body);
     let mut uploading = pin!(uploading);
     let uploaded = loop {
@@ -75,13 +101,7 @@ pub(crate) async fn put(
     if let Some(error) = progress.failure() {
         return Err(error);
     }
-    uploaded.map_err(|source| {
-        Step::Engine {
-            step: "storing files",
-            source,
-        }
-        .into()
-    })
+    Ok(uploaded)
 }
 
 /// What the caller sees of an upload, which the client drives.

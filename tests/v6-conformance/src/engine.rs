@@ -523,11 +523,14 @@ async fn listed(docker: &Docker, path: &'static str) -> Result<Vec<Value>> {
         }
         request
     });
-    let answer: Vec<_> = asking
-        .export_image("any")
-        .try_collect()
-        .await
-        .map_err(failed("listing what the engine has"))?;
+    // Podman 4.3.1 gives up a listing during which a process ends.
+    let mut asked = 1;
+    let answer: Vec<_> = loop {
+        match asking.export_image("any").try_collect().await {
+            Err(error) if asked < 5 && error.to_string().contains("no such process") => asked += 1,
+            answer => break answer.map_err(failed("listing what the engine has"))?,
+        }
+    };
     let list = serde_json::from_slice(&answer.concat());
     Ok(list.map_err(failed("reading what the engine has"))?)
 }
