@@ -226,19 +226,21 @@ impl Shared {
             volume,
         } = volumes;
         let container = container.filter(|container| self.is_ours(container, &record));
-        let container = match container {
-            Some(container) if marks.cancelled.is_none() && marks.deadline.is_none() => {
-                Some(Box::pin(self.with_late_news(container)).await?)
+        let claim = match &container {
+            Some(container) if translate::wants_claim(&record, container) => {
+                self.claim(container, &record, &volume).await?
             }
+            _ => None,
+        };
+        let asked = marks.cancelled.is_some() || marks.deadline.is_some();
+        let explained = asked || claim.as_ref().is_some_and(|claim| claim.out_of_memory);
+        let container = match container {
+            Some(container) if !explained => Some(Box::pin(self.with_late_news(container)).await?),
             other => other,
         };
         let mut driven = self.pending(&record.id);
         let mut files = false;
-        let mut claim = None;
         match &container {
-            Some(container) if translate::wants_claim(&record, container) => {
-                claim = self.claim(container, &record, &volume).await?;
-            }
             Some(_) => {}
             None if marks.failed.is_none() && driven.is_none() => {
                 match Box::pin(self.trace(&record)).await? {
@@ -282,7 +284,6 @@ impl Shared {
             claim: claim.as_ref(),
             driven,
             now: SystemTime::now(),
-            out_of_memory_by_init: self.quirks().out_of_memory_by_init,
         };
         let mut status = translate::status(&seen(driven));
         let abandoned = v6_runtime::RunPhase::Pending(Pending::Abandoned);
@@ -315,7 +316,8 @@ impl Shared {
 
     /// The engine hears of the kernel's out-of-memory kill by another way than of the end, and
     /// sometimes after it: seen with Docker 20.10, more than a second later on a machine that was
-    /// compiling. A kill that nothing explains yet is looked at again for a while.
+    /// compiling, or never, in one of some hundred runs. `init` mostly knows it; a kill that nothing
+    /// explains yet, such as its own, is looked at again for a while.
     async fn with_late_news(
         &self,
         mut container: ContainerInspectResponse,

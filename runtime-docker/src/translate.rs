@@ -31,8 +31,6 @@ pub(crate) struct Seen<'a> {
     /// What a live process is doing about the start.
     pub(crate) driven: Option<Pending>,
     pub(crate) now: SystemTime,
-    /// The claim is the only one to tell of an out-of-memory kill.
-    pub(crate) out_of_memory_by_init: bool,
 }
 
 /// Where the run is.
@@ -102,7 +100,7 @@ fn outcome(seen: &Seen<'_>, state: &ContainerState) -> Outcome {
     if late && claim.is_some_and(|claim| claim.deadline) {
         return Outcome::DeadlineExceeded;
     }
-    let told = seen.out_of_memory_by_init && claim.is_some_and(|claim| claim.out_of_memory);
+    let told = claim.is_some_and(|claim| claim.out_of_memory);
     if (state.oom_killed == Some(true) || told) && code == 137 {
         return Outcome::OutOfMemory;
     }
