@@ -1,6 +1,7 @@
 //! Calls that are made again, at an engine that gives the answers of a list.
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use bollard::{API_DEFAULT_VERSION, Docker};
@@ -30,7 +31,7 @@ impl Scripted {
         let socket = folder.path().join("engine");
         let listener = UnixListener::bind(&socket).unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let mut answers = answers.to_vec().into_iter();
+        let mut answers = VecDeque::from_iter(answers.iter().copied());
         let calls = seen.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -39,7 +40,7 @@ impl Scripted {
                 };
                 let (line, stream) = call;
                 let (status, body) = match line.ends_with(path) {
-                    true => answers.next().unwrap(),
+                    true => answers.pop_front().unwrap(),
                     false => (204, ""),
                 };
                 calls.lock().unwrap().push(line);
