@@ -128,6 +128,8 @@ class Node:
         self.environment = dict(os.environ) | shell_variables(secrets.read_text())
         self.process: subprocess.Popen | None = None
         self.program, self.identity = os.environ["V6_NODE"], {}
+        # What its command line begins with.
+        self.prefix: list[str] = []
         if engine.user:
             self.become(pwd.getpwnam(engine.user))
 
@@ -143,7 +145,7 @@ class Node:
                          "cwd": folder}
 
     def command(self, verb: str, *options: str) -> list[str]:
-        return [self.program, verb, "--config", str(self.config), *options]
+        return [*self.prefix, self.program, verb, "--config", str(self.config), *options]
 
     def start(self, *options: str) -> None:
         with self.log.open("ab") as log:

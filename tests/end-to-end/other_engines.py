@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pwd
 import shutil
 import unittest
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bed import PYTHON, RUST, UNRULY, Collaboration, Engine, bed
+from bed import PYTHON, RUST, UNRULY, Collaboration, Engine, Node, bed
 
 ALGORITHMS = {PYTHON: "average-python", RUST: "average-rust", UNRULY: "unruly"}
 UNLIMITED = {"cpus": "none", "memory": "none"}
@@ -58,6 +62,40 @@ def slurm() -> Engine:
         "images": {UNRULY: {"partition": "low"}},
     }
     return apptainer("slurm", slurm=settings, run={"cpus": "none", "memory": "1GiB"})
+
+
+def changed(at: Collaboration, name: str, own: bool = False, **settings: dict[str, Any]) -> Node:
+    """A collaboration's first node with other settings of its runtime, by their sections; under its
+    own owner, if it does not take the first one's place."""
+    config = json.loads(at.node.config.read_text())
+    for section, values in settings.items():
+        config["runtime"].setdefault(section, {}).update(values)
+    if own:
+        config["runtime"]["owner"] += "-other"
+    path = at.folder / f"{name}.yaml"
+    path.write_text(json.dumps(config))
+    return Node(path, at.folder / "node-1.env", path.with_suffix(".log"), at.node.engine)
+
+
+def with_mounts(node: Node, script: str) -> Node:
+    """Has a node see other file systems than everybody else, which this script of root's mounts."""
+    user = pwd.getpwnam(node.engine.user)
+    become = f"exec setpriv --reuid={user.pw_uid} --regid={user.pw_gid} --clear-groups"
+    node.prefix = ["unshare", "--mount", "sh", "-c", f'set -e; {script}; {become} -- "$@"', "sh"]
+    node.identity = {"cwd": node.identity["cwd"]}
+    return node
+
+
+@contextmanager
+def in_place_of_first(at: Collaboration, node: Node) -> Iterator[None]:
+    """Has this node run, and not the first one."""
+    at.node.stop()
+    try:
+        node.start()
+        yield
+    finally:
+        node.stop()
+        at.node.start()
 
 
 def three_engines() -> Collaboration:

@@ -59,6 +59,7 @@ def main() -> int:
     import bed
 
     import cases
+    import test_apptainer
     import test_bad_input
     import test_engines
     import test_in_container
@@ -69,7 +70,7 @@ def main() -> int:
     suite = unittest.TestSuite(
         unittest.defaultTestLoader.loadTestsFromModule(module)
         for module in (test_main_job, test_engines, test_bad_input, test_restart, test_in_container,
-                       test_slurm))
+                       test_apptainer, test_slurm))
     code = 1
     try:
         code = cases.run(chosen(suite, words))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import signal
@@ -11,7 +10,7 @@ import unittest
 from pathlib import Path
 
 import other_engines as engines
-from bed import Node, until
+from bed import until
 
 # slurmctld takes a node for lost after SlurmdTimeout, and looks now and then.
 LOST = 120
@@ -80,13 +79,7 @@ class Slurm(unittest.TestCase):
 
     def refused(self, *words: str, **settings: str) -> None:
         """`v6-node check` with other settings says these words, and that it will not do."""
-        config = json.loads(self.at.node.config.read_text())
-        config["runtime"]["owner"] += "-wrong"
-        config["runtime"]["slurm"] |= settings
-        path = self.at.folder / f"{self._testMethodName}.yaml"
-        path.write_text(json.dumps(config))
-        node = Node(path, self.at.folder / "node-1.env", path.with_suffix(".log"),
-                    self.at.node.engine)
+        node = engines.changed(self.at, self._testMethodName, own=True, slurm=settings)
         done = node.run("check", "--runtime", "slurm")
         self.assertNotEqual(done.returncode, 0, done.stdout)
         for text in words:
@@ -97,6 +90,22 @@ class Slurm(unittest.TestCase):
 
     def test_an_option_that_is_ours(self):
         self.refused("--requeue", "is set for every job", arguments=["--requeue"])
+
+    def test_a_folder_that_only_the_node_sees(self):
+        folder = self.at.folder / "not-shared"
+        folder.mkdir()
+        user = pwd.getpwnam(self.at.node.engine.user)
+        mount = f"mount -t tmpfs -o size=1g,mode=0700,uid={user.pw_uid} not-shared '{folder}'"
+        node = engines.changed(self.at, self._testMethodName, singularity={"folder": str(folder)})
+        engines.with_mounts(node, mount)
+        done = node.run("check", "--runtime", "slurm")
+        self.assertNotEqual(done.returncode, 0, done.stdout)
+        question = "the same folder on the compute nodes?"
+        self.assertIn(question, done.stdout + done.stderr)
+        with engines.in_place_of_first(self.at, node):
+            run = self.at.ended(self.at.start("good"), 60)
+        self.assertEqual(run.status, "crashed", run.log)
+        self.assertIn(question, run.log)
 
     def test_a_check_while_slurm_is_away(self):
         self.service("crash")

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Apptainer for tests, of our own, without installing it.
 #
-#   eval "$(apptainer.sh up WORKDIR)"   sets V6_APPTAINER, the command, and V6_APPTAINER_USER,
-#                                       who has to call it
+#   eval "$(apptainer.sh up WORKDIR [--singularity-ce])"   sets V6_APPTAINER, the command, and
+#                                       V6_APPTAINER_USER, who has to call it
 #   apptainer.sh stop WORKDIR           ends its containers; keeps the program
 #   apptainer.sh down WORKDIR           ends them and removes all that is left
 #
 # There is no daemon: `up` only puts the program there. Not every release of Debian has
 # Apptainer, so the package is the one of V6_APPTAINER_SUITE (default sid), with the C
-# library that it needs, unpacked below WORKDIR and pointed at that library. Nothing of
-# it is set-uid: containers are made with user namespaces. Called by root, the user is
-# V6_TEST_USER (default v6-node-tests), made if he is missing and then kept, and
-# /dev/fuse, which most machines let everybody open, is opened to all until `down`.
+# library that it needs, unpacked below WORKDIR and pointed at that library. SingularityCE
+# in its place is compiled from its Go module (V6_SINGULARITY_CE, default v4.3.3), which
+# needs Go and, once, some minutes. Nothing of either is set-uid: containers are made with
+# user namespaces. Called by root, the user is V6_TEST_USER (default v6-node-tests), made
+# if he is missing and then kept, and /dev/fuse, which most machines let everybody open,
+# is opened to all until `down`.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh
 . "$here/lib.sh"
-: "${V6_APPTAINER_SUITE:=sid}"
+: "${V6_APPTAINER_SUITE:=sid}" "${V6_SINGULARITY_CE:=v4.3.3}"
 
 names() {
 	dir=$work/apptainer
@@ -66,6 +68,24 @@ unpack() {
 	ln -s ../etc ../var "$2/usr/lib/"
 }
 
+# SingularityCE, installed into a folder: compile FOLDER
+compile() {
+	local source=$1.source module=github.com/sylabs/singularity/v4@$V6_SINGULARITY_CE at log=$cache/singularity-ce.log
+	command -v go >/dev/null || die "SingularityCE is compiled with Go, which is not in PATH"
+	at=$(go mod download -json "$module" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+	[ -n "$at" ] || die "no download of $module"
+	rm -rf "$source"
+	cp -r --no-preserve=mode "$at" "$source"
+	cd "$source"
+	echo "${V6_SINGULARITY_CE#v}" >VERSION
+	{
+		chmod +x makeit/* mlocal/scripts/* scripts/* &&
+			bash mconfig --without-suid --without-libsubid --without-network --without-squashfuse --prefix=/usr &&
+			make -C builddir && make -C builddir install DESTDIR="$1"
+	} >"$log" 2>&1 || die "it could not be compiled: see $log"
+	cd / && rm -rf "$source"
+}
+
 as_user() {
 	if [ "$(id -un)" = "$V6_TEST_USER" ]; then "$@"; return; fi
 	setpriv --reuid="$V6_TEST_USER" --regid="$(id -gn "$V6_TEST_USER")" --init-groups "$@"
@@ -81,21 +101,25 @@ open_fuse() {
 }
 
 up() {
-	local debs
+	local debs command=apptainer
 	names
-	[ $# = 0 ] || die "up: unknown option $1"
+	case ${1:-} in '') ;; --singularity-ce) command=singularity ;; *) die "up: unknown option $1" ;; esac
 	need_packages "Apptainer" patchelf squashfuse squashfs-tools fuse3 uidmap debian-archive-keyring
+	[ $command = apptainer ] || need_packages "SingularityCE" libseccomp-dev pkgconf gcc make
 	need_user
 	open_fuse
 	mkdir -p "$dir"
 	chmod a+x "$work" "$dir"
-	if ! [ -e "$dir/done" ]; then
+	if ! [ -e "$dir/done" ] && [ $command = singularity ]; then
+		cp -r "$(cached "singularity-ce-$V6_SINGULARITY_CE" "SingularityCE $V6_SINGULARITY_CE" compile)" "$root"
+		touch "$dir/done"
+	elif ! [ -e "$dir/done" ]; then
 		debs=$(cached "apptainer-$V6_APPTAINER_SUITE" "Apptainer of Debian $V6_APPTAINER_SUITE" fetch)
 		unpack "$debs" "$root"
 		touch "$dir/done"
 	fi
-	say "$(as_user "$root/usr/bin/apptainer" --version) for $V6_TEST_USER"
-	echo "export V6_APPTAINER=$root/usr/bin/apptainer V6_APPTAINER_USER=$V6_TEST_USER"
+	say "$(as_user "$root/usr/bin/$command" --version) for $V6_TEST_USER"
+	echo "export V6_APPTAINER=$root/usr/bin/$command V6_APPTAINER_USER=$V6_TEST_USER"
 }
 fetch() { mkdir -p "$1" && download "$1"; }
 

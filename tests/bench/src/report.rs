@@ -22,11 +22,19 @@ pub(crate) struct Row {
 impl Row {
     /// The medians of times in milliseconds.
     pub(crate) fn of_times(name: &'static str, ours: &[Duration], reference: &[Duration]) -> Self {
-        let (ours, reference) = (median(ours), median(reference));
+        Self::of(name, "ms", median(ours), median(reference))
+    }
+
+    /// The median of times beside what is aimed at.
+    pub(crate) fn against(name: &'static str, ours: &[Duration], aim: Duration) -> Self {
+        Self::of(name, "ms", median(ours), median(&[aim]))
+    }
+
+    pub(crate) fn of(name: &'static str, unit: &'static str, ours: f64, reference: f64) -> Self {
         let rounded = |number: f64| (number * 1000.0).round() / 1000.0;
         Self {
             name,
-            unit: "ms",
+            unit,
             ours: rounded(ours),
             reference: rounded(reference),
             ratio: rounded(ours / reference),
@@ -54,7 +62,7 @@ pub(crate) fn json(rows: &[Row]) -> Result<()> {
 }
 
 /// A table for docs/measurements.md, with the command and the machine that made it.
-pub(crate) async fn table(rows: &[Row]) -> Result<()> {
+pub(crate) fn table(rows: &[Row], engine: &str) -> Result<()> {
     let mut text = String::new();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     writeln!(
@@ -62,7 +70,7 @@ pub(crate) async fn table(rows: &[Row]) -> Result<()> {
         "cargo run --release -p v6-bench -- {}\n",
         arguments.join(" ")
     )?;
-    writeln!(text, "{}\n", machine().await?)?;
+    writeln!(text, "{}\n", machine(engine)?)?;
     writeln!(text, "| measure | unit | ours | reference | ratio |")?;
     writeln!(text, "| --- | --- | --: | --: | --: |")?;
     for row in rows {
@@ -82,19 +90,10 @@ pub(crate) async fn table(rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-async fn machine() -> Result<String> {
-    let docker = bollard::Docker::connect_with_defaults()?
-        .negotiate_version()
-        .await?;
-    let version = docker.version().await?;
+fn machine(engine: &str) -> Result<String> {
     let cores = std::thread::available_parallelism()?;
-    let known = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
-    Ok(format!(
-        "{cores} cores, Linux {}, Docker {}, API {}",
-        known(version.kernel_version),
-        known(version.version),
-        docker.client_version(),
-    ))
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(format!("{cores} cores, Linux {}, {engine}", kernel.trim()))
 }
 
 pub(crate) fn complain(error: &(dyn std::error::Error + 'static)) {

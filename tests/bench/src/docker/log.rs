@@ -4,8 +4,8 @@ use bollard::query_parameters::LogsOptionsBuilder;
 use futures_util::TryStreamExt;
 use v6_runtime::{LogOptions, Runtime};
 
-use crate::docker::{Ours, check, timed};
-use crate::raw::Raw;
+use super::raw::Raw;
+use crate::ours::{Ours, check, timed};
 use crate::report::Row;
 use crate::{Plan, Result};
 

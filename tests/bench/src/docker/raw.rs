@@ -70,6 +70,14 @@ impl Raw {
         })
     }
 
+    /// Which engine it is.
+    pub(crate) async fn engine(&self) -> Result<String> {
+        let version = self.docker.version().await?.version;
+        let version = version.unwrap_or_else(|| "of an unknown version".into());
+        let api = self.docker.client_version();
+        Ok(format!("Docker {version}, API {api}"))
+    }
+
     /// Takes a run of ours that has ended as the pattern: what it is made of, with which limits.
     pub(crate) async fn copy(&mut self, owner: &str, run: &RunId, input: &[u8]) -> Result<()> {
         let name = format!("v6-{owner}.{run}");

@@ -1,19 +1,15 @@
 //! Large files in and out.
 
-use std::num::NonZeroU64;
-
 use bollard::query_parameters::UploadToContainerOptionsBuilder;
 use bytes::Bytes;
 use v6_runtime::{ContainerPath, InputReader, InputStream, Mount, MountSource, Runtime};
 
-use crate::docker::{Ours, check, timed};
-use crate::raw::{self, Raw};
+use super::raw::{self, Raw};
+use crate::ours::{Ours, check, timed};
 use crate::report::Row;
 use crate::{Plan, Result};
 
 const LENGTH: u64 = 64 << 20;
-/// What an output may have.
-pub(crate) const LIMIT: NonZeroU64 = NonZeroU64::new(1 << 30).expect("not zero");
 
 pub(crate) async fn measure(
     plan: &Plan,
