@@ -64,12 +64,15 @@ def slurm() -> Engine:
     return apptainer("slurm", slurm=settings, run={"cpus": "none", "memory": "1GiB"})
 
 
-def changed(at: Collaboration, name: str, own: bool = False, **settings: dict[str, Any]) -> Node:
-    """A collaboration's first node with other settings of its runtime, by their sections; under its
-    own owner, if it does not take the first one's place."""
+def changed(at: Collaboration, name: str, own: bool = False, **settings: Any) -> Node:
+    """A collaboration's first node with other settings of its runtime; under its own owner, if it
+    does not take the first one's place."""
     config = json.loads(at.node.config.read_text())
-    for section, values in settings.items():
-        config["runtime"].setdefault(section, {}).update(values)
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            config["runtime"].setdefault(key, {}).update(value)
+        else:
+            config["runtime"][key] = value
     if own:
         config["runtime"]["owner"] += "-other"
     path = at.folder / f"{name}.yaml"

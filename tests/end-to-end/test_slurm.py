@@ -96,7 +96,7 @@ class Slurm(unittest.TestCase):
         folder.mkdir()
         user = pwd.getpwnam(self.at.node.engine.user)
         mount = f"mount -t tmpfs -o size=1g,mode=0700,uid={user.pw_uid} not-shared '{folder}'"
-        node = engines.changed(self.at, self._testMethodName, singularity={"folder": str(folder)})
+        node = engines.changed(self.at, self._testMethodName, data_dir=str(folder))
         engines.with_mounts(node, mount)
         done = node.run("check", "--runtime", "slurm")
         self.assertNotEqual(done.returncode, 0, done.stdout)
@@ -104,7 +104,7 @@ class Slurm(unittest.TestCase):
         self.assertIn(question, done.stdout + done.stderr)
         with engines.in_place_of_first(self.at, node):
             run = self.at.ended(self.at.start("good"), 60)
-        self.assertEqual(run.status, "crashed", run.log)
+        self.assertEqual(run.status, "start failed", run.log)
         self.assertIn(question, run.log)
 
     def test_a_check_while_slurm_is_away(self):
