@@ -230,6 +230,10 @@ impl Shared {
 
     async fn holder(&self, slurm: &Slurm, ticket: &Ticket) -> Result<Holder> {
         let alive = |alive| Holder::Job { alive, over: None };
+        // Whoever submits it has its lock, and notes its number before that is free.
+        if ticket.id.is_none() && self.is_locked(&ticket.run).await? {
+            return Ok(Holder::Monitor);
+        }
         Ok(match slurm.job(ticket.id, &ticket.name).await {
             Known::Job(job, _) if job.state.over().is_some() => Holder::Job {
                 alive: false,
@@ -254,7 +258,7 @@ impl Shared {
                 }
                 alive(true)
             }
-            // Somebody is just submitting it, or nobody has: its lock tells.
+            // Nobody has submitted it, or it has just been noted: its lock tells.
             Known::Nothing => Holder::Monitor,
             // It was there, and nobody says anything else.
             Known::Unknown(_) if ticket.id.is_some() => alive(true),
@@ -265,14 +269,18 @@ impl Shared {
         })
     }
 
+    async fn is_locked(&self, id: &RunId) -> Result<bool> {
+        let at = self.runs.place(id);
+        let failed = Error::host("the run's lock cannot be seen");
+        blocking(move || at.0.is_held().map_err(failed)).await
+    }
+
     /// Whether somebody works on a run, or may still do so.
     pub(crate) async fn is_held(&self, id: &RunId) -> Result<bool> {
-        let place = self.runs.place(id);
-        let at = place.clone();
-        let failed = Error::host("the run's lock cannot be seen");
-        if blocking(move || at.0.is_held().map_err(failed)).await? {
+        if self.is_locked(id).await? {
             return Ok(true);
         }
+        let place = self.runs.place(id);
         let Some(slurm) = &self.slurm else {
             return Ok(false);
         };
