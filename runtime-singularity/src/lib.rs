@@ -1,8 +1,7 @@
 //! The v6-runtime contract on Apptainer: containers of an ordinary user, without any daemon, on this
 //! machine or as jobs of Slurm.
 //!
-//! Checked with Apptainer 1.4 and Slurm 22.05. SingularityCE has the same command line, and is
-//! untested.
+//! Checked with Apptainer 1.4, SingularityCE 4.3 and Slurm 22.05.
 //!
 //! ```no_run
 //! use v6_runtime::{ImageRef, Owner, PullPolicy, RunId, RunSpec, Runtime, RuntimeExt};
