@@ -147,10 +147,10 @@ impl Slurm {
         if let Known::Job(job, _) = self.known(&request.name).await? {
             return Ok(job.id);
         }
-        let most = self.config.max_jobs.get();
-        let alive = self.queue.alive(&self.commands, &self.prefix).await;
+        let most = usize::try_from(self.config.max_jobs.get()).unwrap_or(usize::MAX);
+        let alive = self.queue.alive(&self.commands, &self.prefix, most).await;
         let alive = alive.map_err(|error| NotSubmitted::Unknown(error.to_string()))?;
-        if u32::try_from(alive).is_ok_and(|alive| alive >= most) {
+        if alive >= most {
             let why = format!("{alive} jobs are in Slurm's hands, and no more than {most} may be");
             return Err(NotSubmitted::Full(why));
         }

@@ -96,8 +96,19 @@ impl Queue {
         self.young.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many jobs with names of this beginning are in Slurm's hands.
-    pub(super) async fn alive(&self, commands: &Commands, prefix: &str) -> Result<usize> {
+    /// How many jobs with names of this beginning are in Slurm's hands: not more than this. Only we
+    /// submit them, so that Slurm is asked only if there could be as many as `most`.
+    pub(super) async fn alive(
+        &self,
+        commands: &Commands,
+        prefix: &str,
+        most: usize,
+    ) -> Result<usize> {
+        let last = self.last.lock().await.clone();
+        let known = last.map(|table| table.alive(prefix) + self.young().len());
+        if let Some(known) = known.filter(|known| *known < most) {
+            return Ok(known);
+        }
         let known = self.recent(commands).await?.alive(prefix);
         Ok(known + self.young().len())
     }
