@@ -289,20 +289,34 @@ impl Engine {
 
     /// Starts a container. One that runs already is as good.
     pub(crate) async fn start(&self, name: &str) -> Result<()> {
-        let mut asked = 1;
-        loop {
+        let start = || async {
             let call = self
                 .docker
                 .start_container(name, None::<StartContainerOptions>);
-            match self.call("starting a container", call).await {
-                Err(error) if error.status() == Some(304) => return Ok(()),
+            self.call("starting a container", call).await
+        };
+        match self.with_files(name, start).await {
+            Err(error) if error.status() == Some(304) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Makes a call for which the engine needs a container's files; again, if it is wrong about them.
+    pub(crate) async fn with_files<T, F: Future<Output = Result<T>> + Send>(
+        &self,
+        name: &str,
+        mut call: impl FnMut() -> F + Send,
+    ) -> Result<T> {
+        let mut asked = 1;
+        loop {
+            match call().await {
                 Err(Error::Engine { source, .. })
                     if asked < ASKED && quirks::is_half_mounted(&source) =>
                 {
                     asked += 1;
                     self.unmount(name).await;
                 }
-                other => return other,
+                answer => return answer,
             }
         }
     }

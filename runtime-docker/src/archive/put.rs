@@ -13,9 +13,8 @@ use tokio::time::timeout;
 use v6_runtime::{Error, ErrorKind, InputReader, InputStream, Result};
 
 use super::{END, Head, PIECE, STALLED, UNLIMITED, padding};
-use crate::engine::{ASKED, Engine};
+use crate::engine::Engine;
 use crate::error::Error as Step;
-use crate::quirks::is_half_mounted;
 
 /// A file or folder to be made.
 #[derive(Debug)]
@@ -49,31 +48,16 @@ pub(crate) async fn put(
     path: &str,
     entries: Vec<Entry>,
 ) -> Result<()> {
-    let mut asked = 1;
-    loop {
-        let source = match upload(engine, container, path, &entries).await? {
-            Ok(()) => return Ok(()),
-            Err(source) => source,
-        };
-        if asked == ASKED || !is_half_mounted(&source) {
-            return Err(Step::Engine {
-                step: "storing files",
-                source,
-            }
-            .into());
-        }
-        asked += 1;
-        engine.unmount(container).await;
-    }
+    let put = || upload(engine, container, path, &entries);
+    Ok(engine.with_files(container, put).await?)
 }
 
-/// The engine's own error apart from all others.
 async fn upload(
     engine: &Engine,
     container: &str,
     path: &str,
     entries: &[Entry],
-) -> Result<Result<(), bollard::errors::Error>> {
+) -> Result<(), Step> {
     let mut plan = Vec::with_capacity(entries.len());
     for entry in entries {
         plan.push(Planned::of(entry).await?);
@@ -93,15 +77,18 @@ async fn upload(
             Err(_) if progress.moved.load(Ordering::Relaxed) != before => {}
             Err(_) => {
                 let message = "the engine has stopped taking files";
-                return Err(Error::new(ErrorKind::Timeout, message));
+                return Err(Error::new(ErrorKind::Timeout, message).into());
             }
         }
     };
     // What was wrong with a source has broken the request off.
     if let Some(error) = progress.failure() {
-        return Err(error);
+        return Err(error.into());
     }
-    Ok(uploaded)
+    uploaded.map_err(|source| Step::Engine {
+        step: "storing files",
+        source,
+    })
 }
 
 /// What the caller sees of an upload, which the client drives.
