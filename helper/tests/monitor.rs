@@ -81,18 +81,27 @@ impl Stage {
         })
     }
 
-    /// What was printed: each stream, and the order of both.
-    fn log(&self) -> Vec<(bool, Vec<u8>)> {
+    /// What was printed so far: each stream, and the order of both; and whether the last frame is
+    /// whole, which is not so while it is being written.
+    fn log_so_far(&self) -> (Vec<(bool, Vec<u8>)>, bool) {
         let bytes = fs::read(self.run.log()).unwrap();
         let mut frames = Vec::new();
         let mut rest = &bytes[..];
         while let Some((header, tail)) = rest.split_first_chunk() {
-            let frame = LogFrame::parse(*header).expect("a whole frame");
-            let (content, tail) = tail.split_at(frame.len as usize);
+            let frame = LogFrame::parse(*header).expect("a frame");
+            let Some((content, tail)) = tail.split_at_checked(frame.len as usize) else {
+                break;
+            };
             frames.push((frame.is_stderr, content.to_vec()));
             rest = tail;
         }
-        assert!(rest.is_empty(), "half a frame");
+        (frames, rest.is_empty())
+    }
+
+    /// The same of a run that has ended.
+    fn log(&self) -> Vec<(bool, Vec<u8>)> {
+        let (frames, is_whole) = self.log_so_far();
+        assert!(is_whole, "half a frame");
         frames
     }
 
@@ -121,7 +130,9 @@ impl Stage {
     }
 
     fn wait_for_output(&self) {
-        until("it prints", || (!self.log().is_empty()).then_some(()));
+        until("it prints", || {
+            (!self.log_so_far().0.is_empty()).then_some(())
+        });
     }
 }
 

@@ -15,6 +15,7 @@ use crate::engine::{ASKED, Engine};
 
 /// As Podman 4.3.1 says it.
 const HALF_MOUNTED: &str = r#"{"message": "mounting storage for container 1de5: lstat /s/overlay/2081/merged: no such file or directory"}"#;
+const LAYER_GONE: &str = r#"{"message": "RWLayer of container 6bd6 is unexpectedly nil"}"#;
 const OVERTAKEN: &str = r#"{"message": "read /proc/32470/cgroup: no such process"}"#;
 
 struct Scripted {
@@ -149,6 +150,15 @@ async fn files_are_read_from_a_half_mounted_container() {
     assert_eq!(read.unwrap_err().kind(), v6_runtime::ErrorKind::NotFound);
     let (get, unmount) = ("GET /containers/c/archive", "POST /containers/c/unmount");
     assert_eq!(scripted.seen(), [get, unmount, get]);
+}
+
+#[tokio::test]
+async fn files_of_a_container_that_is_being_removed_are_not_there() {
+    let scripted = Scripted::new("/archive", &[(500, LAYER_GONE)]);
+    let file = archive::get_file(scripted.engine.clone(), "c".into(), "/a".into(), 1);
+    let read: v6_runtime::Result<Vec<Bytes>> = file.try_collect().await;
+    assert_eq!(read.unwrap_err().kind(), v6_runtime::ErrorKind::NotFound);
+    assert_eq!(scripted.seen(), ["GET /containers/c/archive"]);
 }
 
 #[tokio::test]

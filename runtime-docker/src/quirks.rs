@@ -215,9 +215,11 @@ fn make_known(state: &mut Value) {
 }
 
 /// Whether an engine says of an object that it was removed during the call: Podman 4.3.1 answers
-/// 500 with `container … does not exist in database: no such container`; Docker answers 404.
+/// 500 with `container … does not exist in database: no such container`; Docker answers 404, but
+/// 20.10, asked for the files of a container that has lost them already and is still listed, 500 with
+/// `RWLayer of container … is unexpectedly nil`.
 pub(crate) fn is_just_gone(error: &Error) -> bool {
-    let words = ["no such container", "no such volume"];
+    let words = ["no such container", "no such volume", "is unexpectedly nil"];
     error.status() == Some(500) && words.iter().any(|words| error.to_string().ends_with(words))
 }
 

@@ -16,7 +16,7 @@ use v6_runtime::{Error, ErrorKind, Result, ResultStream};
 use super::{END, Head, PIECE, STALLED, UNLIMITED, is_plain, padding};
 use crate::engine::Engine;
 use crate::error::Error as Step;
-use crate::quirks::is_half_mounted;
+use crate::quirks::{is_half_mounted, is_just_gone};
 
 /// The most files and folders that a folder may have: each costs a reader something, also if it is
 /// empty.
@@ -249,16 +249,17 @@ fn stalled() -> Error {
 fn broken(error: io::Error) -> Error {
     use bollard::errors::Error as Engine;
     match error.downcast::<Engine>() {
-        Ok(
-            source @ Engine::DockerResponseServerError {
-                status_code: 404, ..
-            },
-        ) => Error::new(ErrorKind::NotFound, "the output does not exist").with_source(source),
-        Ok(source) => Step::Engine {
-            step: "reading files",
-            source,
+        Ok(source) => {
+            let error = Step::Engine {
+                step: "reading files",
+                source,
+            };
+            if error.status() == Some(404) || is_just_gone(&error) {
+                return Error::new(ErrorKind::NotFound, "the output does not exist")
+                    .with_source(error);
+            }
+            error.into()
         }
-        .into(),
         Err(error) => {
             let message = "what the engine gave is no whole archive";
             Error::new(ErrorKind::Unavailable, message).with_source(error)
