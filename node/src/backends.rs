@@ -93,12 +93,17 @@ fn slurm(own: &crate::config::Slurm) -> v6_runtime_singularity::SlurmConfig {
             .with_gres(own.gres.clone())
             .with_arguments(own.arguments.clone())
     };
+    let by_step = own.steps.iter().map(|(action, own)| {
+        let annotation = (crate::runs::STEP.to_owned(), action.as_str().to_owned());
+        (annotation, ask(own))
+    });
     let by_image = own.images.iter();
     let by_image = by_image.map(|(image, own)| (image.clone(), ask(own)));
     let mut slurm = SlurmConfig::default()
         .with_commands(own.commands.clone())
         .with_conf(own.conf.clone())
         .with_ask(ask(&own.ask))
+        .with_ask_by_annotation(by_step.collect())
         .with_ask_by_image(by_image.collect())
         .with_time_limit(own.time_limit)
         .with_listen(own.listen.clone().map(|listen| SlurmListen {

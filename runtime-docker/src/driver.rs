@@ -239,8 +239,8 @@ impl Driver<'_> {
             if translate::was_started(&state) || translate::is_live(&state) {
                 return Ok(());
             }
-            if let Some(message) = state.error.filter(|message| !message.is_empty()) {
-                return Err(StartFailure::new(translate::refusal(&message), message).into());
+            if let Some(message) = translate::refused(&state) {
+                return Err(StartFailure::new(translate::refusal(message), message).into());
             }
             started = if may_be_under_way {
                 Err(Error::Timeout {

@@ -295,9 +295,19 @@ impl Engine {
                 .start_container(name, None::<StartContainerOptions>);
             self.call("starting a container", call).await
         };
-        match self.with_files(name, start).await {
-            Err(error) if error.status() == Some(304) => Ok(()),
-            other => other,
+        let mut asked = 1;
+        loop {
+            match self.with_files(name, start).await {
+                Err(error) if error.status() == Some(304) => return Ok(()),
+                Err(error)
+                    if asked < ASKED
+                        && error.status() == Some(500)
+                        && quirks::is_spec_unread(&error.to_string()) =>
+                {
+                    asked += 1;
+                }
+                other => return other,
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use crate::engine::{ASKED, Engine};
 /// As Podman 4.3.1 says it.
 const HALF_MOUNTED: &str = r#"{"message": "mounting storage for container 1de5: lstat /s/overlay/2081/merged: no such file or directory"}"#;
 const LAYER_GONE: &str = r#"{"message": "RWLayer of container 6bd6 is unexpectedly nil"}"#;
+const SPEC_UNREAD: &str = r#"{"message": "failed to retrieve spec: unexpected EOF: unknown"}"#;
 const OVERTAKEN: &str = r#"{"message": "read /proc/32470/cgroup: no such process"}"#;
 
 struct Scripted {
@@ -124,6 +125,16 @@ async fn a_container_that_stays_half_mounted_is_told() {
     let scripted = Scripted::new("/start", &[(500, r#"{"message": "no space left"}"#)]);
     scripted.engine.start("c").await.unwrap_err();
     assert_eq!(scripted.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_start_that_met_a_bad_moment_is_made_again() {
+    let scripted = Scripted::new("/start", &[(500, SPEC_UNREAD), (204, "")]);
+    scripted.engine.start("c").await.unwrap();
+    assert_eq!(scripted.seen().len(), 2);
+    let scripted = Scripted::new("/start", &[(500, SPEC_UNREAD); ASKED as usize]);
+    let error = scripted.engine.start("c").await.unwrap_err();
+    assert!(error.to_string().contains("retrieve spec"), "{error}");
 }
 
 #[tokio::test]

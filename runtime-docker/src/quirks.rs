@@ -260,6 +260,13 @@ pub(crate) fn is_half_mounted(error: &bollard::errors::Error) -> bool {
     matches!(error, Refused { status_code: 500, message } if wrong(message))
 }
 
+/// Whether the words of a refused start tell of nothing but a bad moment before the program was begun:
+/// Docker 20.10 with containerd 1.6.20, which had just stored what to run, once could not read that back
+/// (`failed to retrieve spec: unexpected EOF: unknown`). The next start stores it again.
+pub(crate) fn is_spec_unread(message: &str) -> bool {
+    message.contains("failed to retrieve spec: ")
+}
+
 /// Whether an engine says no more than that a process ended while it looked: Podman 4.3.1 answers a
 /// listing or an inspection with 500 and `read /proc/32470/cgroup: no such process`.
 pub(crate) fn is_overtaken(error: &Error) -> bool {

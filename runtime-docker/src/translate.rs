@@ -8,6 +8,7 @@ use v6_runtime::{
     Outcome, Pending, RunPhase, RunStatus, StartFailure, StartFailureCause, StopCause,
 };
 
+use crate::quirks::is_spec_unread;
 use crate::record::{Marks, Record, Stop};
 use crate::time;
 
@@ -57,10 +58,7 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
 }
 
 fn not_started(seen: &Seen<'_>, state: Option<&ContainerState>) -> RunPhase {
-    let refused = state
-        .and_then(|state| state.error.as_deref())
-        .filter(|error| !error.is_empty());
-    if let Some(message) = refused {
+    if let Some(message) = state.and_then(refused) {
         let failure = StartFailure::new(refusal(message), message);
         return RunPhase::Finished(Outcome::FailedToStart(failure));
     }
@@ -149,6 +147,12 @@ pub(crate) fn wants_claim(record: &Record, container: &ContainerInspectResponse)
             .is_some_and(|deadline| latest >= Some(deadline))
     };
     ended && (state.exit_code.is_none_or(|code| code >= 125) || late())
+}
+
+/// The engine's words about a container that it did not start and never will.
+pub(crate) fn refused(state: &ContainerState) -> Option<&str> {
+    let said = state.error.as_deref();
+    said.filter(|said| !said.is_empty() && !is_spec_unread(said))
 }
 
 /// A cause for the engine's words about a container that it did not start.

@@ -228,6 +228,36 @@ fn init_tells_of_want_of_memory_too() {
 }
 
 #[test]
+fn a_container_that_was_not_started() {
+    let record = record();
+    let at = |error: &str, driven| {
+        let state =
+            serde_json::json!({"State": {"Status": "created", "ExitCode": 128, "Error": error}});
+        let container = quirks::container(state.to_string().as_bytes()).unwrap();
+        translate::phase(&Seen {
+            record: &record,
+            marks: &Marks::default(),
+            container: Some(&container),
+            files: false,
+            claim: None,
+            driven,
+            now: SystemTime::UNIX_EPOCH,
+        })
+    };
+    let pending = Pending::Accepted;
+    for not_final in ["", "failed to retrieve spec: unexpected EOF: unknown"] {
+        assert_eq!(
+            at(not_final, Some(pending.clone())),
+            RunPhase::Pending(pending.clone())
+        );
+        assert_eq!(at(not_final, None), RunPhase::Pending(Pending::Abandoned));
+    }
+    let failure = StartFailure::new(StartFailureCause::Unschedulable, "no space left on device");
+    let failed = RunPhase::Finished(Outcome::FailedToStart(failure));
+    assert_eq!(at("no space left on device", Some(pending)), failed);
+}
+
+#[test]
 fn without_a_container() {
     let record = record();
     let at = |marks: &Marks, files, driven| {

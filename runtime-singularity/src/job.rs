@@ -79,7 +79,9 @@ impl Shared {
             folder: place.path().to_owned(),
             script,
             log: place.file("job.log"),
-            ask: slurm.config.ask_for(&record.image.reference),
+            ask: slurm
+                .config
+                .ask_for(&record.image.reference, &record.annotations),
             memory: resources.memory_bytes,
             time: left.or(slurm.config.time_limit),
         })

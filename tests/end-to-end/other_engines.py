@@ -60,6 +60,7 @@ def slurm() -> Engine:
         "conf": os.environ["V6_SLURM_CONF"],
         "listen": {"address": "127.0.0.1"},
         "images": {UNRULY: {"partition": "low"}},
+        "steps": {"federated_compute": {"partition": "main", "arguments": ["--nice=7"]}},
     }
     return apptainer("slurm", slurm=settings, run={"cpus": "none", "memory": "1GiB"})
 

@@ -91,6 +91,13 @@ class Slurm(unittest.TestCase):
     def test_an_option_that_is_ours(self):
         self.refused("--requeue", "is set for every job", arguments=["--requeue"])
 
+    def test_a_step_and_an_image_ask_for_their_own(self):
+        task = self.active("slow", seconds=5, value="nice")
+        job = self.job(task)[0]
+        asked = self.tell("squeue", "--noheader", f"--jobs={job}", "--format=%y %P")
+        self.assertEqual(asked.split(), ["7", "low"])
+        self.completed(task, "nice")
+
     def test_a_folder_that_only_the_node_sees(self):
         folder = self.at.folder / "not-shared"
         folder.mkdir()

@@ -7,6 +7,7 @@ use super::database::absolute;
 use super::reader::{Context, Fault, Field, Section, fault};
 use super::singularity::image_name;
 use super::types::{Listen, Slurm, SlurmAsk};
+use crate::hq::Action;
 
 const JOBS: u32 = 100;
 /// The system hands these out by itself; sites open such a range, or a part of it, between their hosts.
@@ -22,10 +23,21 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Slurm {
         let name = own.check(&field, image_name(name))?;
         Some((name, asked))
     });
+    let by_step = section.section("steps");
+    let steps = Action::ALL.iter().map(|action| {
+        let own = by_step.section(action.as_str());
+        let asked = ask(&own);
+        own.finish();
+        (*action, asked)
+    });
+    let steps = steps.filter(|(_, asked)| *asked != SlurmAsk::default());
+    let steps = steps.collect();
+    by_step.finish();
     let read = Slurm {
         commands: section.read("commands", path),
         conf: section.read("conf", path),
         ask: ask(section),
+        steps,
         images: images.collect(),
         time_limit: section.read("time_limit", Field::duration),
         max_jobs: section

@@ -162,6 +162,7 @@ runtime:
     time_limit: 2h
     listen: {address: 10.0.0.5, ports: 50000-50009}
     images: {"localhost/large:1": {gres: "gpu:1"}}
+    steps: {central_compute: {partition: long}, preprocessing: {}}
 "#;
     let runtime = read(text, &flat_environment()).unwrap().runtime;
     assert_eq!(runtime.kind, RuntimeKind::Slurm);
@@ -174,13 +175,26 @@ runtime:
     let (image, own) = slurm.images.first_key_value().unwrap();
     assert_eq!(image.to_string(), "localhost/large:1");
     assert_eq!(own.gres.as_deref(), Some("gpu:1"));
+    let steps: Vec<_> = slurm.steps.into_iter().collect();
+    let [(crate::hq::Action::CentralCompute, own)] = &steps[..] else {
+        panic!("{steps:?}");
+    };
+    assert_eq!(own.partition.as_deref(), Some("long"));
 
     let text = text
         .replace("10.0.0.5", "submit.example.org")
         .replace("50000-50009", "50009-50000")
-        .replace("{gres", "{gers");
+        .replace("{gres", "{gers")
+        .replace("central_compute", "central")
+        .replace("preprocessing: {}", "preprocessing: {nodes: 2}");
     let shown = problems(&text, &flat_environment());
-    for wrong in ["submit.example.org", "50009-50000", "gers"] {
+    for wrong in [
+        "submit.example.org",
+        "50009-50000",
+        "gers",
+        "steps.central",
+        "nodes",
+    ] {
         assert!(shown.contains(wrong), "{wrong}: {shown}");
     }
 }

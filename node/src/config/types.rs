@@ -214,7 +214,9 @@ pub struct Slurm {
     pub conf: Option<PathBuf>,
     /// What each job asks for.
     pub ask: SlurmAsk,
-    /// What jobs of these images ask for instead and in addition.
+    /// What jobs of these steps ask for instead and in addition.
+    pub steps: BTreeMap<Action, SlurmAsk>,
+    /// What jobs of these images ask for instead and in addition to both.
     pub images: BTreeMap<ImageRef, SlurmAsk>,
     /// How long a job may take whose run has no deadline.
     pub time_limit: Option<Duration>,

@@ -8,6 +8,8 @@ use crate::hq::{Action, OpenRun, UnknownWord};
 
 /// The annotation that holds the whole context as JSON.
 const KEY: &str = "vantage6.run";
+/// The annotation with HQ's word for the step type alone, for what an engine does by step.
+pub const STEP: &str = "vantage6.step";
 /// Changed when an older node could not read what a newer one writes.
 const VERSION: u32 = 1;
 
@@ -140,7 +142,8 @@ impl RunContext {
             )
             .with_source(error)
         })?;
-        Ok([(KEY, json)].into_iter().collect())
+        let pairs = [(KEY, json), (STEP, self.action.clone())];
+        Ok(pairs.into_iter().collect())
     }
 
     /// The context in the annotations of a record.

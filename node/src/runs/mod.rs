@@ -19,7 +19,7 @@ mod supervisor;
 mod verdict;
 
 pub use capacity::{Capacity, Permit, Room, Share};
-pub use context::{DataframeTarget, Destination, RunContext, Target, run_id};
+pub use context::{DataframeTarget, Destination, RunContext, STEP, Target, run_id};
 pub use shared::{Node, patience, spool_folder};
 pub use supervisor::Supervisor;
 pub use verdict::{Printed, Verdict};

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use v6_runtime::ImageRef;
+use v6_runtime::{Annotations, ImageRef};
 
 use crate::error::{Error, Result};
 
@@ -24,7 +24,10 @@ pub struct SlurmConfig {
     pub conf: Option<PathBuf>,
     /// What every job asks for.
     pub ask: SlurmOptions,
-    /// What jobs of these images ask for instead and in addition, by the name that was asked for.
+    /// What jobs of runs with one of these annotations, by name and value, ask for instead and in
+    /// addition.
+    pub ask_by_annotation: BTreeMap<(String, String), SlurmOptions>,
+    /// What jobs of these images ask for instead and in addition to both, by the name that was asked for.
     pub ask_by_image: BTreeMap<ImageRef, SlurmOptions>,
     /// The longest that a job of a run without a deadline may take; rounded up to minutes. If not given,
     /// the partition's default.
@@ -75,6 +78,7 @@ impl Default for SlurmConfig {
             commands: None,
             conf: None,
             ask: SlurmOptions::default(),
+            ask_by_annotation: BTreeMap::new(),
             ask_by_image: BTreeMap::new(),
             time_limit: None,
             max_jobs: NonZeroU32::new(100).expect("not zero"),
@@ -124,6 +128,20 @@ impl SlurmOptions {
         named.chain(self.arguments.iter().cloned())
     }
 
+    /// These, where something is set, and what is set below them elsewhere.
+    fn over(&self, below: Self) -> Self {
+        let own = self.clone();
+        Self {
+            partition: own.partition.or(below.partition),
+            account: own.account.or(below.account),
+            qos: own.qos.or(below.qos),
+            constraint: own.constraint.or(below.constraint),
+            gres: own.gres.or(below.gres),
+            // Of two that are the same, sbatch takes the last.
+            arguments: [below.arguments, own.arguments].concat(),
+        }
+    }
+
     fn validate(&self) -> Result<()> {
         for word in self.words() {
             let name = word.split('=').next().unwrap_or_default();
@@ -151,22 +169,20 @@ impl SlurmConfig {
             }
         }
         let own = self.ask_by_image.values();
-        own.chain([&self.ask]).try_for_each(SlurmOptions::validate)
+        own.chain(self.ask_by_annotation.values())
+            .chain([&self.ask])
+            .try_for_each(SlurmOptions::validate)
     }
 
-    /// What a job of this image asks for.
-    pub(crate) fn ask_for(&self, image: &ImageRef) -> SlurmOptions {
-        let own = self.ask_by_image.get(image).cloned().unwrap_or_default();
-        let all = &self.ask;
-        SlurmOptions {
-            partition: own.partition.or_else(|| all.partition.clone()),
-            account: own.account.or_else(|| all.account.clone()),
-            qos: own.qos.or_else(|| all.qos.clone()),
-            constraint: own.constraint.or_else(|| all.constraint.clone()),
-            gres: own.gres.or_else(|| all.gres.clone()),
-            // Of two that are the same, sbatch takes the last.
-            arguments: [all.arguments.as_slice(), own.arguments.as_slice()].concat(),
-        }
+    /// What a job of this image with these annotations asks for.
+    pub(crate) fn ask_for(&self, image: &ImageRef, annotations: &Annotations) -> SlurmOptions {
+        let annotated = self.ask_by_annotation.iter();
+        let annotated = annotated
+            .filter(|((name, value), _)| annotations.get(name) == Some(value))
+            .map(|(_, own)| own);
+        annotated
+            .chain(self.ask_by_image.get(image))
+            .fold(self.ask.clone(), |below, own| own.over(below))
     }
 }
 
@@ -189,6 +205,7 @@ setters! { SlurmConfig:
     with_commands commands: Option<PathBuf>,
     with_conf conf: Option<PathBuf>,
     with_ask ask: SlurmOptions,
+    with_ask_by_annotation ask_by_annotation: BTreeMap<(String, String), SlurmOptions>,
     with_ask_by_image ask_by_image: BTreeMap<ImageRef, SlurmOptions>,
     with_time_limit time_limit: Option<Duration>,
     with_max_jobs max_jobs: NonZeroU32,
@@ -211,8 +228,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_can_ask_for_more() {
+    fn an_annotation_and_an_image_can_ask_for_more() {
         let large = ImageRef::parse("localhost/large:1").expect("a name");
+        let other = ImageRef::parse("localhost/other:1").expect("a name");
+        let noted = Annotations::from_iter([("kind", "central")]);
+        let kind = SlurmOptions::default()
+            .with_gres(Some("license:1".into()))
+            .with_qos(Some("long".into()))
+            .with_arguments(vec!["--nice=5".into()]);
         let own = SlurmOptions::default()
             .with_gres(Some("gpu:1".into()))
             .with_arguments(vec!["--nice=9".into()]);
@@ -222,21 +245,35 @@ mod tests {
             .with_arguments(vec!["--nice=1".into()]);
         let config = SlurmConfig::default()
             .with_ask(ask)
+            .with_ask_by_annotation(BTreeMap::from([(("kind".into(), "central".into()), kind)]))
             .with_ask_by_image(BTreeMap::from([(large.clone(), own)]));
-        let words: Vec<_> = config.ask_for(&large).words().collect();
-        assert_eq!(
-            words,
-            ["--partition=main", "--gres=gpu:1", "--nice=1", "--nice=9"]
-        );
-        let other = ImageRef::parse("localhost/other:1").expect("a name");
-        assert_eq!(config.ask_for(&other), config.ask);
+        let words = |image, annotations| config.ask_for(image, annotations).words().collect();
+        let words: [Vec<String>; 3] = [
+            words(&large, &Annotations::default()),
+            words(&other, &noted),
+            words(&large, &noted),
+        ];
+        let wanted = [
+            "--partition=main --gres=gpu:1 --nice=1 --nice=9",
+            "--partition=main --qos=long --gres=license:1 --nice=1 --nice=5",
+            "--partition=main --qos=long --gres=gpu:1 --nice=1 --nice=5 --nice=9",
+        ];
+        assert_eq!(words.map(|words| words.join(" ")), wanted);
+        for value in ["centra", "", "central "] {
+            let differs = Annotations::from_iter([("kind", value)]);
+            assert_eq!(config.ask_for(&other, &differs), config.ask, "{value:?}");
+        }
     }
 
     #[test]
     fn what_is_ours_cannot_be_set() {
         let with = |word: &str| {
             let ask = SlurmOptions::default().with_arguments(vec![word.to_owned()]);
-            SlurmConfig::default().with_ask(ask).validate()
+            let by = BTreeMap::from([(("kind".into(), "any".into()), ask.clone())]);
+            let annotated = SlurmConfig::default().with_ask_by_annotation(by).validate();
+            let all = SlurmConfig::default().with_ask(ask).validate();
+            assert_eq!(all.is_ok(), annotated.is_ok(), "{word}");
+            all
         };
         for fine in [
             "--nice=100",
