@@ -246,10 +246,7 @@ fn a_container_that_was_not_started() {
     };
     let pending = Pending::Accepted;
     for not_final in ["", "failed to retrieve spec: unexpected EOF: unknown"] {
-        assert_eq!(
-            at(not_final, Some(pending.clone())),
-            RunPhase::Pending(pending.clone())
-        );
+        assert_eq!(at(not_final, Some(pending)), RunPhase::Pending(pending));
         assert_eq!(at(not_final, None), RunPhase::Pending(Pending::Abandoned));
     }
     let failure = StartFailure::new(StartFailureCause::Unschedulable, "no space left on device");
