@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use crate::about::About;
 use crate::error::{Error, Result, found};
-use crate::{quirks, time};
+use crate::{error, quirks, time};
 
 /// How often a call is made, at most, whose answer says that it came at a bad moment.
 pub(crate) const ASKED: u32 = 5;
@@ -295,23 +295,14 @@ impl Engine {
                 .start_container(name, None::<StartContainerOptions>);
             self.call("starting a container", call).await
         };
-        let mut asked = 1;
-        loop {
-            match self.with_files(name, start).await {
-                Err(error) if error.status() == Some(304) => return Ok(()),
-                Err(error)
-                    if asked < ASKED
-                        && error.status() == Some(500)
-                        && quirks::is_spec_unread(&error.to_string()) =>
-                {
-                    asked += 1;
-                }
-                other => return other,
-            }
+        match self.with_files(name, start).await {
+            Err(error) if error.status() == Some(304) => Ok(()),
+            other => other,
         }
     }
 
-    /// Makes a call for which the engine needs a container's files; again, if it is wrong about them.
+    /// Makes a call for which the engine needs a container's files; again, if it is wrong about them or
+    /// could not read what it keeps of the container.
     pub(crate) async fn with_files<T, F: Future<Output = Result<T>> + Send>(
         &self,
         name: &str,
@@ -325,6 +316,11 @@ impl Engine {
                 {
                     asked += 1;
                     self.unmount(name).await;
+                }
+                Err(Error::Engine { source, .. })
+                    if asked < ASKED && quirks::is_spec_unread(&error::words(&source)) =>
+                {
+                    asked += 1;
                 }
                 answer => return answer,
             }
