@@ -35,6 +35,10 @@ pub struct Capabilities {
     pub supplementary_groups: bool,
     /// Images from registries. Without it, only images that the engine already has.
     pub pull: bool,
+    /// Which images the engine has is known: [`PullPolicy::Never`](crate::PullPolicy::Never) finds
+    /// them, and [`prefetch`](crate::Runtime::prefetch) puts them there. Without it, images are
+    /// fetched for each run by a machine that nobody knows before.
+    pub image_store: bool,
     /// CPU time and peak memory in [`RunStatus`](crate::RunStatus).
     pub usage: bool,
 }
@@ -56,6 +60,7 @@ impl Capabilities {
             trust: false,
             supplementary_groups: false,
             pull: false,
+            image_store: false,
             usage: false,
         }
     }
@@ -294,8 +299,10 @@ switches! {
         seccomp,
         /// A read-only root file system.
         read_only_root,
-        /// No network but granted egress.
+        /// No network but granted egress: nothing else can be reached, and no name is resolved.
         no_network,
+        /// No network interface but loopback, and no route: not even such as lead nowhere.
+        only_loopback,
         /// Other runs' files and processes are out of reach.
         private,
     }

@@ -189,6 +189,7 @@ fn capabilities(
     // They are for data files of a group of this machine, which such an engine cannot give.
     all.supplementary_groups = !quirks.rootless;
     all.pull = true;
+    all.image_store = true;
     all
 }
 

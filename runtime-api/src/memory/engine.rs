@@ -131,6 +131,7 @@ impl MemoryEngine {
             floor: Floor {
                 read_only_root: true,
                 no_network: true,
+                only_loopback: true,
                 private: true,
                 ..Floor::default()
             },
@@ -140,6 +141,7 @@ impl MemoryEngine {
             trust: true,
             supplementary_groups: true,
             pull: true,
+            image_store: true,
             usage: false,
         }
     }

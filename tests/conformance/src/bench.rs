@@ -81,6 +81,14 @@ impl Bench {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What resolves the probe without its registry, where the runtime can.
+    pub(crate) fn nearest(&self) -> PullPolicy {
+        match self.runtime.capabilities().image_store {
+            true => PullPolicy::Never,
+            false => PullPolicy::IfNotPresent,
+        }
+    }
+
     /// A run of the probe with these words.
     pub(crate) async fn spec(&self, words: &str) -> Result<RunSpec, Failure> {
         let image = self

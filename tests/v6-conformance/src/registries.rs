@@ -70,6 +70,12 @@ impl Started {
         RegistryCredentials::new(&self.private, &self.user, self.password.clone().into())
     }
 
+    /// The probe's names in both.
+    pub(crate) fn probes(&self) -> Result<[ImageRef; 2]> {
+        let name = |registry: &str| ImageRef::parse(&format!("{registry}/{REPOSITORY}:{TAG}"));
+        Ok([name(&self.open)?, name(&self.private)?])
+    }
+
     /// Fills them the first time, and takes all that was fetched from the engine.
     pub(crate) async fn ready(&self, docker: &Docker, probe: &str) -> Result<Registries> {
         let registries = self.names(|| self.fill(docker, probe)).await?;

@@ -74,3 +74,7 @@ pub(crate) fn is_cancelled(bench: &Bench, outcome: &v6_runtime::Outcome) -> bool
         _ => false,
     }
 }
+
+pub(crate) fn only_loopback(c: &Capabilities) -> Needs {
+    need(c.floor.only_loopback, "floor.only_loopback")
+}

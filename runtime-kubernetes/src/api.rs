@@ -1,0 +1,203 @@
+//! The API server, with a bound on every call.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::Client;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result, found};
+
+/// So many pods come in one answer.
+const PAGE: u32 = 250;
+
+/// The objects of one namespace.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    /// Which namespace of which API server.
+    pub(crate) place: String,
+    pub(crate) namespace: String,
+    pub(crate) pods: Api<Pod>,
+    secrets: Api<Secret>,
+    leases: Api<Lease>,
+    policies: Api<NetworkPolicy>,
+    timeout: Duration,
+}
+
+impl Cluster {
+    pub(crate) fn new(client: Client, server: &str, namespace: String, timeout: Duration) -> Self {
+        Self {
+            pods: Api::namespaced(client.clone(), &namespace),
+            secrets: Api::namespaced(client.clone(), &namespace),
+            leases: Api::namespaced(client.clone(), &namespace),
+            policies: Api::namespaced(client.clone(), &namespace),
+            client,
+            place: format!("{server} {namespace}"),
+            namespace,
+            timeout,
+        }
+    }
+
+    /// Makes one call, with its time limit.
+    pub(crate) async fn call<T>(
+        &self,
+        step: &'static str,
+        call: impl Future<Output = kube::Result<T>> + Send,
+    ) -> Result<T> {
+        match tokio::time::timeout(self.timeout, Box::pin(call)).await {
+            Ok(result) => result.map_err(Error::api(step)),
+            Err(_) => Err(Error::Timeout {
+                step,
+                after: self.timeout,
+            }),
+        }
+    }
+
+    pub(crate) async fn version(&self) -> Result<k8s_openapi::apimachinery::pkg::version::Info> {
+        let call = self.client.apiserver_version();
+        self.call("asking for the version", call).await
+    }
+
+    pub(crate) async fn pod(&self, name: &str) -> Result<Option<Pod>> {
+        found(self.call("looking at a pod", self.pods.get(name)).await)
+    }
+
+    pub(crate) async fn create_pod(&self, pod: &Pod) -> Result<Pod> {
+        let options = PostParams::default();
+        self.call("making a pod", self.pods.create(&options, pod))
+            .await
+    }
+
+    /// Changes a pod; `None` if it is gone.
+    pub(crate) async fn patch_pod(
+        &self,
+        name: &str,
+        change: &serde_json::Value,
+    ) -> Result<Option<Pod>> {
+        let (options, change) = (PatchParams::default(), Patch::Merge(change));
+        let call = self.pods.patch(name, &options, &change);
+        found(self.call("changing a pod", call).await)
+    }
+
+    /// Ends this very pod; `false` if it is gone.
+    pub(crate) async fn delete_pod(&self, name: &str, uid: &str, grace: u32) -> Result<bool> {
+        let options = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default().grace_period(grace)
+        };
+        let call = self.call("ending a pod", self.pods.delete(name, &options));
+        match call.await {
+            Ok(_) => Ok(true),
+            // Another pod has the name by now, or none.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether we may see pods at all.
+    pub(crate) async fn may_list_pods(&self) -> Result<()> {
+        let options = ListParams::default().limit(1);
+        let call = self.pods.list_metadata(&options);
+        self.call("listing pods", call).await.map(drop)
+    }
+
+    /// All pods with these labels, in pages, and the version at which they were so.
+    pub(crate) async fn list_pods(&self, labels: &str) -> Result<(Vec<Pod>, String)> {
+        list(self, "listing pods", &self.pods, labels).await
+    }
+
+    pub(crate) async fn create_secret(&self, secret: &Secret) -> Result<()> {
+        let options = PostParams::default();
+        let call = self.secrets.create(&options, secret);
+        self.call("storing input", call).await.map(drop)
+    }
+
+    pub(crate) async fn secret(&self, name: &str) -> Result<Option<Secret>> {
+        found(self.call("reading a Secret", self.secrets.get(name)).await)
+    }
+
+    pub(crate) async fn delete_secret(&self, name: &str) -> Result<bool> {
+        let options = DeleteParams::default();
+        let call = self.secrets.delete(name, &options);
+        let gone = found(self.call("removing a Secret", call).await);
+        gone.map(|gone| gone.is_some())
+    }
+
+    pub(crate) async fn lease(&self, name: &str) -> Result<Option<Lease>> {
+        found(self.call("looking at a lease", self.leases.get(name)).await)
+    }
+
+    pub(crate) async fn create_lease(&self, lease: &Lease) -> Result<Lease> {
+        let options = PostParams::default();
+        let call = self.leases.create(&options, lease);
+        self.call("taking a lease", call).await
+    }
+
+    /// Replaces a lease that has not changed since it was read.
+    pub(crate) async fn replace_lease(&self, name: &str, lease: &Lease) -> Result<Lease> {
+        let options = PostParams::default();
+        let call = self.leases.replace(name, &options, lease);
+        self.call("renewing a lease", call).await
+    }
+
+    pub(crate) async fn delete_lease(&self, name: &str, version: Option<String>) -> Result<()> {
+        let options = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: None,
+                resource_version: version,
+            }),
+            ..DeleteParams::default()
+        };
+        let call = self.leases.delete(name, &options);
+        found(self.call("giving a lease back", call).await).map(drop)
+    }
+
+    pub(crate) async fn policy(&self, name: &str) -> Result<Option<NetworkPolicy>> {
+        let call = self.policies.get(name);
+        found(self.call("looking at the network policy", call).await)
+    }
+
+    pub(crate) async fn create_policy(&self, policy: &NetworkPolicy) -> Result<()> {
+        let options = PostParams::default();
+        let call = self.policies.create(&options, policy);
+        self.call("making the network policy", call).await.map(drop)
+    }
+}
+
+async fn list<K>(
+    cluster: &Cluster,
+    step: &'static str,
+    api: &Api<K>,
+    labels: &str,
+) -> Result<(Vec<K>, String)>
+where
+    K: Clone + DeserializeOwned + Debug + Send + Sync,
+{
+    let mut options = ListParams::default().labels(labels).limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let page = cluster.call(step, api.list(&options)).await;
+        let page = match page {
+            // The listing took so long that its version is forgotten: from the start.
+            Err(error) if error.status() == Some(410) && options.continue_token.is_some() => {
+                options.continue_token = None;
+                all.clear();
+                continue;
+            }
+            page => page?,
+        };
+        all.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => options.continue_token = Some(token),
+            None => return Ok((all, page.metadata.resource_version.unwrap_or_default())),
+        }
+    }
+}
