@@ -115,9 +115,21 @@ async fn may(cluster: &Cluster, right: &Right, verb: &str) -> Result<bool> {
 }
 
 /// The objects that an administrator makes for a node, as YAML: an account with the least rights
-/// that work, and the policy that denies runs the network.
-#[must_use]
-pub fn rbac(namespace: &str) -> String {
+/// that work, and the policy that denies runs the network; for a node `outside` of the cluster also a
+/// token of that account, which does not expire.
+///
+/// # Errors
+/// `InvalidSpec` for a name that is no namespace's.
+pub fn rbac(namespace: &str, outside: bool) -> v6_runtime::Result<String> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let right = (1..=63).contains(&namespace.len())
+        && namespace.bytes().all(allowed)
+        && !namespace.starts_with('-')
+        && !namespace.ends_with('-');
+    if !right {
+        let why = format!("{namespace:?}: small letters, digits and -, at most 63");
+        return Err(v6_runtime::Error::invalid("namespace", why));
+    }
     let mut text = format!(
         "apiVersion: v1
 kind: ServiceAccount
@@ -155,7 +167,18 @@ spec:
   policyTypes: [Ingress, Egress]
 "
     );
-    text
+    if outside {
+        let _ = write!(
+            text,
+            "---
+apiVersion: v1
+kind: Secret
+type: kubernetes.io/service-account-token
+metadata: {{name: v6-node-token, namespace: {namespace}, annotations: {{kubernetes.io/service-account.name: v6-node}}}}
+"
+        );
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -164,10 +187,24 @@ mod tests {
 
     #[test]
     fn no_right_is_wider_than_it_must_be() {
-        let text = rbac("runs");
+        let text = rbac("runs", true).expect("a name");
         assert!(text.contains("resources: [\"pods/portforward\"], verbs: [create, get]"));
         for wide in ["*", "exec", "attach", "Cluster", "nodes"] {
             assert!(!text.contains(wide), "{wide} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_only_for_outside() {
+        let of = |outside| rbac("runs", outside).expect("a name");
+        assert!(of(true).contains("service-account-token"));
+        assert!(!of(false).contains("service-account-token"));
+    }
+
+    #[test]
+    fn a_name_cannot_say_more_than_a_name() {
+        for name in ["", "-a", "a-", "A", "a.b", "a}, x: {", "a\nb", &"a".repeat(64)] {
+            assert!(rbac(name, false).is_err(), "{name:?}");
         }
     }
 }

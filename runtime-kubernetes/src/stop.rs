@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use v6_runtime::{CancelOptions, Cancelled, RunId, RunPhase};
+use v6_runtime::{CancelOptions, Cancelled, RunId};
 
 use crate::error::Result;
 use crate::look::Look;
@@ -45,16 +45,16 @@ impl Shared {
         let grace = options.grace.unwrap_or(look.record.grace);
         // The probe gives what the spec says.
         let gently = whole_seconds(grace) == whole_seconds(look.record.grace) && !grace.is_zero();
-        let runs = look.status.phase.rank() >= RunPhase::Running.rank()
-            && !translate::is_deleted(&look.pod)
-            && translate::has_run(&look.pod);
-        if runs && gently {
+        if !translate::has_run(&look.pod) {
+            // Nothing of it has begun that could be asked to end.
+            self.delete(&look, Duration::ZERO).await?;
+        } else if translate::is_deleted(&look.pod) {
+            // A grace that was given is shortened by it, and never lengthened.
+            self.delete(&look, grace).await?;
+        } else if gently {
             if !self.end_gently(&look).await {
                 self.delete(&look, grace).await?;
             }
-        } else if !runs {
-            // Nothing of it has begun that could be asked to end.
-            self.delete(&look, Duration::ZERO).await?;
         } else if !again || grace < look.record.grace {
             self.delete(&look, grace).await?;
         }

@@ -8,6 +8,7 @@
 mod database;
 mod egress;
 mod environment;
+mod kubernetes;
 mod problem;
 mod reader;
 mod runtime;

@@ -14,7 +14,7 @@ use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
 use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
-use super::{singularity, slurm, units};
+use super::{kubernetes, singularity, slurm, units};
 use crate::hq::{Action, proxy_address};
 use crate::policy::ImagePattern;
 use crate::secret::Secret;
@@ -67,6 +67,7 @@ pub(super) fn read(
         podman_host: host(&section.section("podman"), "/run/podman/podman.sock"),
         singularity: singularity::read(context, &section.section("singularity")),
         slurm: slurm::read(context, &section.section("slurm")),
+        kubernetes: kubernetes::read(context, &section.section("kubernetes")),
         proxy: proxy(context, environment, &section.section("proxy")),
         ca_certificates: section.list("ca_certificates", path).unwrap_or_default(),
     }
@@ -86,9 +87,8 @@ fn limits(run: &Section<'_>) -> RunLimits {
             .read("memory", |field| or_none(field, Field::size))
             .map_or(Some(TWO_GIB), |size| size.and_then(NonZeroU64::new)),
         pids: run
-            .read("pids", |field| field.integer(1..=4_194_304))
-            .and_then(NonZeroU32::new)
-            .unwrap_or(PIDS),
+            .read("pids", |field| or_none(field, |field| field.integer(1..=4_194_304)))
+            .map_or(Some(PIDS), |pids| pids.and_then(NonZeroU32::new)),
         scratch_bytes: size("scratch", ONE_GIB),
         output_bytes: size("max_output", ONE_GIB),
         deadline: run

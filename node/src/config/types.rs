@@ -131,6 +131,8 @@ pub struct Runtime {
     pub singularity: Singularity,
     /// How jobs are submitted to Slurm.
     pub slurm: Slurm,
+    /// Which cluster, and what its pods are like.
+    pub kubernetes: Kubernetes,
     /// HTTP proxies for the node's own connections.
     pub proxy: Proxy,
     /// PEM files of certificate authorities to trust besides the usual ones. Absolute.
@@ -153,8 +155,8 @@ pub struct RunLimits {
     pub cpu_milli: Option<NonZeroU32>,
     /// Memory in bytes; `None` is no limit.
     pub memory_bytes: Option<NonZeroU64>,
-    /// Processes and threads.
-    pub pids: NonZeroU32,
+    /// Processes and threads; `None` is no limit.
+    pub pids: Option<NonZeroU32>,
     /// The temporary folder's size in bytes.
     pub scratch_bytes: NonZeroU64,
     /// The size of each output file in bytes.
@@ -178,6 +180,8 @@ pub enum RuntimeKind {
     Singularity,
     /// Apptainer or SingularityCE in jobs of Slurm, from a submit host.
     Slurm,
+    /// A namespace of a Kubernetes cluster, from within or outside.
+    Kubernetes,
 }
 
 impl RuntimeKind {
@@ -188,6 +192,7 @@ impl RuntimeKind {
             Self::Podman => "podman",
             Self::Singularity => "singularity",
             Self::Slurm => "slurm",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }
@@ -224,6 +229,37 @@ pub struct Slurm {
     pub max_jobs: u32,
     /// Where compute nodes reach this node; runs reach nobody if none.
     pub listen: Option<Listen>,
+}
+
+/// The `runtime.kubernetes:` section. What is not set is as the cluster has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// How the API server is reached; found by itself if none. Absolute.
+    pub kubeconfig: Option<PathBuf>,
+    /// Which context of it.
+    pub context: Option<String>,
+    /// The namespace of all runs; the context's if none.
+    pub namespace: Option<String>,
+    /// The image of the helper, in a registry of the cluster's.
+    pub helper_image: Option<ImageRef>,
+    /// Names of the namespace's Secrets by which machines fetch images.
+    pub image_pull_secrets: Vec<String>,
+    /// Registries that are spoken to without TLS.
+    pub insecure_registries: Vec<String>,
+    /// Labels of the machines that get runs.
+    pub node_selector: BTreeMap<String, String>,
+    /// Further labels of each pod.
+    pub labels: BTreeMap<String, String>,
+    /// The class of container runtime.
+    pub runtime_class: Option<String>,
+    /// The class by which pods go first.
+    pub priority_class: Option<String>,
+    /// What is booked of a processor for each run, in thousandths; all that it may use if none.
+    pub booked_cpu_milli: Option<NonZeroU32>,
+    /// Whether runs are held back until their network is seen to be denied.
+    pub gate: bool,
+    /// How long a pod may wait for a machine or a registry.
+    pub start_timeout: Option<Duration>,
 }
 
 /// What a job asks Slurm for.

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use v6_runtime::{
-    Access, ContainerPath, Digest, EgressGrant, EnvValue, Error, GrantName, ImageRef, InputStream,
-    Mount, MountSource, Output, OutputName, ResolvedImage, Resources, RunSpec, Secret, Trust,
+    Access, Capabilities, ContainerPath, Digest, EgressGrant, EnvValue, Error, GrantName, ImageRef,
+    InputStream, Mount, MountSource, Output, OutputName, ResolvedImage, Resources, RunSpec, Secret, Trust,
 };
 
 use super::context::{Destination, RunContext, Target};
@@ -110,9 +110,8 @@ pub fn prepare(config: &Config, us: &Identity, gathered: Gathered<'_>) -> Result
     let limits = &config.runtime.run;
     let mut context = RunContext::of(run, config.share_algorithm_logs, limits.output_bytes.get())
         .map_err(|word| refuse(RunStatus::Failed, word.to_string()))?;
-    let mut resources = Resources::default()
-        .with_pids(limits.pids)
-        .with_scratch_bytes(limits.scratch_bytes);
+    let mut resources = Resources::default().with_scratch_bytes(limits.scratch_bytes);
+    resources.pids = limits.pids;
     resources.cpu_milli = limits.cpu_milli;
     resources.memory_bytes = limits.memory_bytes;
     let mut spec = RunSpec::new(image)
@@ -319,6 +318,29 @@ fn offer(database: &Database, spec: &mut RunSpec, egress: &mut Egress) -> Result
     spec.mounts
         .push(Mount::new(source, path(&target)?).with_access(access));
     Ok(Secret::new(target))
+}
+
+/// Lets the contents of files go along with a run where the engine does not have this machine's disk: of
+/// those that it only reads. What cannot go along stays as it is, for the engine to refuse.
+///
+/// # Errors
+/// A file that is not there any more.
+pub async fn take_along(spec: &mut RunSpec, can: &Capabilities) -> Result<(), Error> {
+    if can.mounts.host_path || !can.mounts.stream {
+        return Ok(());
+    }
+    for mount in &mut spec.mounts {
+        let MountSource::HostPath(path) = &mount.source else {
+            continue;
+        };
+        let is_file = tokio::fs::metadata(path)
+            .await
+            .is_ok_and(|about| about.is_file());
+        if mount.access == Access::ReadOnly && is_file {
+            mount.source = MountSource::Stream(InputStream::file(path.clone()).await?);
+        }
+    }
+    Ok(())
 }
 
 /// The group through which a file can be read that others cannot read; root's own is never given.

@@ -227,7 +227,7 @@ impl ClusterHarness {
     /// Puts the probe into both registries, with a file more, so that no machine has it.
     async fn fill(&self, started: &Started) -> std::result::Result<(), Failed> {
         let login = started.credentials();
-        let images = Images::new(Some(login));
+        let images = Images::new(Some(login))?;
         for to in started.probes()? {
             let change = Change::HasMore("v6-conformance");
             images.derive(&self.probe, &to, change).await?;
@@ -362,7 +362,7 @@ impl Harness for ClusterHarness {
             Tagged::Probe => Change::Nothing,
             Tagged::Other => Change::Runs(OTHER),
         };
-        let images = Images::new(None);
+        let images = Images::new(None)?;
         images.derive(&self.probe, &moving, change).await?;
         Ok(Some(moving))
     }

@@ -1,11 +1,15 @@
 //! The probe's image in registries from which a cluster fetches it, and others made of it.
 
+use std::time::Duration;
+
 use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use v6_runtime::{Error, ErrorKind, ImageRef, RegistryCredentials, Result};
 
+/// For one request to a registry of this machine.
+const LIMIT: Duration = Duration::from_secs(60);
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const BLOB: &str = "application/octet-stream";
@@ -28,9 +32,10 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    pub(crate) fn new(login: Option<RegistryCredentials>) -> Self {
-        let http = Client::new();
-        Self { http, login }
+    pub(crate) fn new(login: Option<RegistryCredentials>) -> Result<Self> {
+        let http = Client::builder().timeout(LIMIT).no_proxy().build();
+        let http = http.map_err(unsent)?;
+        Ok(Self { http, login })
     }
 
     fn ask(&self, method: Method, image: &ImageRef, place: &str) -> RequestBuilder {
