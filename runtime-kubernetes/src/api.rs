@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result, found};
 
+/// What is booked of a processor for a container that has ended.
+pub(crate) const LEAST_CPU: &str = "1m";
 /// So many pods come in one answer.
 const PAGE: u32 = 250;
 
@@ -82,6 +84,17 @@ impl Cluster {
         let (options, change) = (PatchParams::default(), Patch::Merge(change));
         let call = self.pods.patch(name, &options, &change);
         found(self.call("changing a pod", call).await)
+    }
+
+    /// Has the cluster book next to nothing for a container, whose limits stay.
+    pub(crate) async fn shrink_pod(&self, name: &str, container: &str) -> Result<()> {
+        let requests = serde_json::json!({ "cpu": LEAST_CPU, "memory": "1Mi" });
+        let change = serde_json::json!({
+            "spec": { "containers": [{ "name": container, "resources": { "requests": requests } }] }
+        });
+        let (options, change) = (PatchParams::default(), Patch::Strategic(&change));
+        let call = self.pods.patch_subresource("resize", name, &options, &change);
+        self.call("giving back what was booked", call).await.map(drop)
     }
 
     /// Ends this very pod; `false` if it is gone.

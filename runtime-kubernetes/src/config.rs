@@ -56,6 +56,9 @@ pub struct KubernetesConfig {
     pub labels: BTreeMap<String, String>,
     /// How a run is held back until its network is denied.
     pub gate: Gate,
+    /// After how long a run that has ended is booked no more than its waiting outputs need; 30 s. It takes
+    /// Kubernetes 1.33.
+    pub keep_booked: Duration,
     /// The longest wait for an answer to one call; 30 s. Transfers of files may take longer.
     pub call_timeout: Duration,
     /// How long a pod may wait for a machine, or for a registry that does not answer; 10 minutes.
@@ -115,6 +118,7 @@ impl KubernetesConfig {
             priority_class: None,
             labels: BTreeMap::new(),
             gate: Gate::default(),
+            keep_booked: Duration::from_secs(30),
             call_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(600),
         }
@@ -171,6 +175,7 @@ setters! {
     with_priority_class priority_class: Option<String>,
     with_labels labels: BTreeMap<String, String>,
     with_gate gate: Gate,
+    with_keep_booked keep_booked: Duration,
     with_call_timeout call_timeout: Duration,
     with_start_timeout start_timeout: Duration,
 }

@@ -10,6 +10,7 @@ use v6_runtime::{
 };
 
 use crate::config::KubernetesConfig;
+use crate::control;
 use crate::pod::HELPER;
 use crate::runtime::KubernetesRuntime;
 
@@ -32,7 +33,12 @@ pub(crate) async fn examine(config: &KubernetesConfig) -> Result<Vec<Observation
         let image = config.helper_image.clone();
         let runtime = Box::pin(KubernetesRuntime::connect(config)).await?;
         let id = RunId::new("examine")?;
-        let seen = tokio::time::timeout(LIMIT, Box::pin(observe(&runtime, &id, &image))).await;
+        let looking = async {
+            let mut seen = vec![Box::pin(control::can_be_reached(&runtime.shared)).await?];
+            seen.extend(Box::pin(observe(&runtime, &id, &image)).await?);
+            Ok::<_, Error>(seen)
+        };
+        let seen = tokio::time::timeout(LIMIT, Box::pin(looking)).await;
         let removed = runtime
             .cleanup(&id, CleanupOptions::default().with_force(true))
             .await;

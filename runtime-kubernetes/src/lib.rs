@@ -39,6 +39,7 @@ mod collect;
 mod config;
 mod connect;
 mod contents;
+mod control;
 mod egress;
 mod error;
 mod examine;

@@ -114,19 +114,12 @@ fn pod_spec(parts: &Parts<'_>) -> PodSpec {
         runtime_class_name: config.runtime_class.clone(),
         priority_class_name: config.priority_class.clone(),
         security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(i64::from(config.uid)),
-            run_as_group: Some(i64::from(config.gid)),
             supplemental_groups: Some(groups.collect()),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "RuntimeDefault".into(),
-                ..SeccompProfile::default()
-            }),
             sysctls: Some(vec![Sysctl {
                 name: "net.ipv4.ip_unprivileged_port_start".into(),
                 value: "0".into(),
             }]),
-            ..PodSecurityContext::default()
+            ..pod_floor(config)
         }),
         volumes: Some(volumes(parts)),
         init_containers: Some(vec![receive(parts)]),
@@ -141,7 +134,22 @@ pub(crate) fn whole_seconds(grace: std::time::Duration) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX).max(1)
 }
 
-fn floor() -> SecurityContext {
+/// What holds for every pod of ours.
+pub(crate) fn pod_floor(config: &KubernetesConfig) -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(i64::from(config.uid)),
+        run_as_group: Some(i64::from(config.gid)),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".into(),
+            ..SeccompProfile::default()
+        }),
+        ..PodSecurityContext::default()
+    }
+}
+
+/// What holds for every container of ours.
+pub(crate) fn floor() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         read_only_root_filesystem: Some(true),
@@ -153,11 +161,17 @@ fn floor() -> SecurityContext {
     }
 }
 
-fn helper(parts: &Parts<'_>, name: &str, args: Vec<String>, mounts: Vec<VolumeMount>) -> Container {
+/// A container with the helper's program.
+pub(crate) fn helper(
+    config: &KubernetesConfig,
+    name: &str,
+    args: Vec<String>,
+    mounts: Vec<VolumeMount>,
+) -> Container {
     let quantity = |text: &str| Quantity(text.to_owned());
     Container {
         name: name.into(),
-        image: Some(parts.config.helper_image.to_string()),
+        image: Some(config.helper_image.to_string()),
         image_pull_policy: Some("IfNotPresent".into()),
         command: Some(vec![HELPER.into()]),
         args: Some(args),
@@ -221,11 +235,11 @@ fn receive(parts: &Parts<'_>) -> Container {
         mount("in", IN_DIR, false),
         mount("out", OUT_DIR, false),
     ];
-    helper(parts, RECEIVE, options.receive(), mounts)
+    helper(config, RECEIVE, options.receive(), mounts)
 }
 
 fn sidecar(parts: &Parts<'_>) -> Container {
-    let Parts { spec, .. } = parts;
+    let Parts { spec, config, .. } = parts;
     let mut options = PodOptions::new(format!("{KEY_DIR}/key"), OUT_DIR);
     if let Some(deadline) = spec.deadline {
         options = options.with_deadline(deadline);
@@ -237,7 +251,7 @@ fn sidecar(parts: &Parts<'_>) -> Container {
         }
     }
     let mounts = vec![mount("key", KEY_DIR, true), mount("out", OUT_DIR, true)];
-    helper(parts, SIDECAR, options.sidecar(), mounts)
+    helper(config, SIDECAR, options.sidecar(), mounts)
 }
 
 fn program(parts: &Parts<'_>) -> Container {

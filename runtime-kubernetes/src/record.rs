@@ -32,6 +32,8 @@ const RUN: &str = "v6-runtime.run";
 pub(crate) const PART: &str = "v6-runtime.part";
 pub(crate) const PART_RUN: &str = "run";
 const PART_SECRET: &str = "secret";
+/// A pod that the policy does not select.
+const PART_CONTROL: &str = "control";
 
 const ATTEMPT: &str = "v6-runtime.attempt";
 const SPEC: &str = "v6-runtime.spec";
@@ -55,6 +57,13 @@ const REMOVING: &str = "v6-runtime.removing";
 /// The cluster's name of a run's pod.
 pub(crate) fn name(owner: &Owner, run: &RunId) -> String {
     format!("v6-{owner}.{run}")
+}
+
+/// Name and labels of the pod that shows what can be reached where nothing is denied.
+pub(crate) fn control(owner: &Owner) -> (String, BTreeMap<String, String>) {
+    let labels = [(OWNER, owner.as_str()), (PART, PART_CONTROL)];
+    let labels = labels.map(|(label, value)| (label.to_owned(), value.to_owned()));
+    (format!("v6-{owner}.control"), labels.into())
 }
 
 /// The selector that finds all pods of an owner.
@@ -355,4 +364,34 @@ pub(crate) fn note_stored(release: bool) -> serde_json::Value {
 /// Lets the pod go to a machine, where its input will be brought to it.
 pub(crate) fn release() -> serde_json::Value {
     serde_json::json!({ "spec": { "schedulingGates": null } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_is_read_as_it_was_noted() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
+        let who = "0123".to_owned();
+        let driver = Driver { who, at };
+        let (_, text) = driver.annotation();
+        assert_eq!(Driver::read(&text), Some(driver));
+        for wrong in ["", "0123", "0123 ", "0123 soon", "0123 1.0 2.0"] {
+            assert_eq!(Driver::read(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_driver_who_is_silent_is_gone() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let driver = Driver {
+            who: "0123".to_owned(),
+            at,
+        };
+        assert!(driver.is_live(at + Driver::BEAT));
+        assert!(!driver.is_live(at + Driver::SILENCE));
+        // Its clock runs ahead of ours.
+        assert!(driver.is_live(at - Duration::from_secs(60)));
+    }
 }

@@ -34,6 +34,11 @@ const RIGHTS: &[Right] = &[
         &["create", "get", "list", "watch", "patch", "delete"],
     ),
     right("", "pods", "log", &["get"]),
+    // Since 1.33.
+    Right {
+        needed: false,
+        ..right("", "pods", "resize", &["patch"])
+    },
     // Servers differ in which of the two they ask for.
     right("", "pods", "portforward", &["create", "get"]),
     right("", "secrets", "", &["create", "get", "delete"]),

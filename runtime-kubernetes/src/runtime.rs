@@ -23,7 +23,7 @@ use crate::{collect, connect, examine, logs, look, watch};
 /// Dropping it ends what this process does about its runs: the runs themselves go on in the
 /// cluster.
 pub struct KubernetesRuntime {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl KubernetesRuntime {

@@ -56,6 +56,8 @@ pub(crate) enum Care {
     Release,
     /// A word of whoever brings its input.
     Driver,
+    /// That its outputs are fetched.
+    Booking,
     /// That what is left of it goes.
     Removal,
 }
@@ -136,11 +138,11 @@ impl Shared {
         }
     }
 
-    /// Ends what this process was doing about a run that is over, removals apart.
+    /// Ends what this process was doing about a run that is over, but for what begins then.
     pub(crate) fn settle(&self, id: &RunId) {
         if let Some(live) = self.live().get_mut(id) {
             live.tasks.retain(|kind, task| {
-                let stays = *kind == Care::Removal;
+                let stays = matches!(kind, Care::Removal | Care::Booking);
                 if !stays {
                     task.abort();
                 }
@@ -152,6 +154,7 @@ impl Shared {
     /// Forgets a run, unless somebody waits for the right to change it.
     pub(crate) fn forget(&self, id: &RunId) {
         self.settle(id);
+        self.leave(id, Care::Booking);
         self.egress.close(id);
         self.tunnels.close(id);
         let mut runs = self.live();

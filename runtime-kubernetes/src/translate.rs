@@ -7,6 +7,7 @@ use v6_runtime::{
     Outcome, Pending, RunPhase, RunStatus, StartFailure, StartFailureCause as Cause, StopCause,
 };
 
+use crate::api::LEAST_CPU;
 use crate::pod::{PROGRAM, RECEIVE, SIDECAR};
 use crate::record::{Marks, Record};
 use crate::time;
@@ -379,6 +380,16 @@ pub(crate) fn has_sidecar(pod: &Pod) -> bool {
     is_running(pod, SIDECAR)
 }
 
+/// Whether more than the least is booked for the program.
+pub(crate) fn books(pod: &Pod) -> bool {
+    let containers = pod.spec.as_ref().map(|spec| &spec.containers);
+    let program = containers.and_then(|all| all.iter().find(|one| one.name == PROGRAM));
+    let booked = program
+        .and_then(|program| program.resources.as_ref()?.requests.as_ref()?.get("cpu"))
+        .map(|cpu| cpu.0.as_str());
+    booked.is_some_and(|cpu| cpu != LEAST_CPU)
+}
+
 /// Whether the helper waits for what is streamed.
 pub(crate) fn is_receiving(pod: &Pod) -> bool {
     is_running(pod, RECEIVE)
@@ -477,7 +488,7 @@ fn program_state(pod: &Pod) -> Option<&ContainerState> {
     state(pod, PROGRAM)
 }
 
-fn terminated<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStateTerminated> {
+pub(crate) fn terminated<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStateTerminated> {
     state(pod, name)?.terminated.as_ref()
 }
 

@@ -13,6 +13,7 @@ use v6_runtime::{Pending, RunId, RunPhase};
 
 use crate::error::{Error, Result};
 use crate::look::Look;
+use crate::pod::PROGRAM;
 use crate::record::{self, Driver};
 use crate::state::{Care, Shared};
 use crate::stop::sleep_until;
@@ -56,12 +57,31 @@ impl Shared {
         if look.status.phase.is_finished() {
             self.settle(id);
             self.egress.close(id);
+            self.give_back(look);
             return;
         }
         self.take_connections(look);
         self.watch_over(look);
         self.watch_driver(look);
         self.watch_start(look);
+    }
+
+    /// Books no more for a run that is over than what keeps its outputs, should they not be fetched soon.
+    fn give_back(self: &Arc<Self>, look: &Look) {
+        if !translate::has_sidecar(&look.pod) || !translate::books(&look.pod) {
+            return;
+        }
+        let (shared, of, after) = (self.clone(), look.record.id.clone(), self.config.keep_booked);
+        self.care(&look.record.id, Care::Booking, || {
+            self.spawn(async move {
+                tokio::time::sleep(after).await;
+                let name = shared.name(&of);
+                // Where this cannot be, the wait costs more.
+                if let Err(error) = shared.cluster.shrink_pod(&name, PROGRAM).await {
+                    tracing::debug!(run = %of, %error, "what was booked for a run stays so");
+                }
+            })
+        });
     }
 
     /// A process that is gone says nothing any more, and nothing else shows it.
@@ -136,7 +156,8 @@ async fn follow(shared: Arc<Shared>) {
     loop {
         let before = version.clone();
         let Err(error) = session(&shared, &mut version).await;
-        if version != before {
+        let stands_still = version == before;
+        if !stands_still {
             delay = FIRST_DELAY;
         }
         let ended = matches!(error.status(), Some(410)) || error.is_end();
@@ -156,6 +177,9 @@ async fn follow(shared: Arc<Shared>) {
                 .hub
                 .failed(&v6_runtime::Error::new(kind, error.message()));
             version = None;
+        }
+        // A watch that ends as soon as it has begun is not begun again and again either.
+        if !ended || stands_still {
             let jitter = rand::rng().random_range(0.5..1.0);
             tokio::time::sleep(delay.mul_f64(jitter)).await;
             delay = (delay * 2).min(LAST_DELAY);

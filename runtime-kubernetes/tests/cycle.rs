@@ -11,6 +11,7 @@ use v6_runtime::{
     Accepted, Access, CancelOptions, Cancelled, CleanedUp, EgressGrant, ErrorKind, GrantName,
     InputStream, Mount, MountSource, Outcome, Output, RunPhase, Runtime, RuntimeExt, Secret,
 };
+use v6_runtime_kubernetes::KubernetesRuntime;
 
 const LIMIT: u64 = 120;
 
@@ -161,5 +162,41 @@ async fn a_cancelled_run_keeps_its_log_and_outputs() {
         .unwrap();
     assert_eq!(result, "left");
     assert_eq!(cluster.logs_bytes(&id, 1000).await.unwrap(), "ready\n");
+    common::remove(&cluster, &id).await;
+}
+
+/// Of a run that waits to be collected, the cluster books next to nothing any more.
+#[tokio::test]
+async fn who_waits_gives_back_what_was_booked() {
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
+    let config = bench.config().with_keep_booked(std::time::Duration::ZERO);
+    let cluster = KubernetesRuntime::connect(config).await.unwrap();
+    let spec = bench
+        .probe(&cluster, "text /data/out left")
+        .await
+        .with_output(output("result"), file("/data/out", 1000));
+    let id = id("waiting");
+    cluster.run(&id, &spec).await.unwrap();
+    in_time(LIMIT, cluster.wait(&id)).await.unwrap();
+    let pods = common::pods(&bench).await;
+    let name = format!("v6-{}.{id}", bench.owner);
+    let booked = in_time(LIMIT, async {
+        loop {
+            let pod = pods.get(&name).await.unwrap();
+            let all = pod.spec.unwrap().containers;
+            let program = all.iter().find(|one| one.name == "program").unwrap();
+            let booked = program.resources.clone().unwrap().requests.unwrap();
+            if booked["cpu"].0 != "20m" {
+                return booked;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    });
+    let booked = booked.await;
+    assert_eq!((booked["cpu"].0.as_str(), booked["memory"].0.as_str()), ("1m", "1Mi"));
+    let result = cluster.collect_bytes(&id, &output("result"), 1000).await;
+    assert_eq!(result.unwrap(), "left");
     common::remove(&cluster, &id).await;
 }

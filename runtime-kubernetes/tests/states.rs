@@ -8,8 +8,7 @@ mod common;
 use std::time::{Duration, SystemTime};
 
 use common::{Bench, bytes, id, in_time};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, EvictParams};
+use kube::api::{DeleteParams, EvictParams};
 use v6_runtime::{
     CancelOptions, ImageRef, Mount, MountSource, Outcome, PullPolicy, Resources, RunId, RunPhase,
     RunSpec, Runtime, RuntimeExt, StartFailureCause as Cause,
@@ -18,17 +17,12 @@ use v6_runtime_kubernetes::KubernetesRuntime;
 
 const LIMIT: u64 = 180;
 
-async fn pods(bench: &Bench) -> Api<Pod> {
-    let client = kube::Client::try_default().await.unwrap();
-    Api::namespaced(client, &bench.namespace)
-}
-
 /// Writes a pod as the cluster tells it, without what is this machine's.
 async fn keep(bench: &Bench, id: &RunId) {
     if std::env::var_os("V6_RECORD").is_none() {
         return;
     }
-    let mut pod = pods(bench)
+    let mut pod = common::pods(bench)
         .await
         .get(&format!("v6-{}.{id}", bench.owner))
         .await
@@ -159,7 +153,7 @@ async fn whoever_ends_a_run_is_told_apart() {
         .await
         .unwrap();
     cluster.cancel(&id("cancelled-now"), now).await.unwrap();
-    let api = pods(&bench).await;
+    let api = common::pods(&bench).await;
     api.evict(&pod("evicted"), &EvictParams::default())
         .await
         .unwrap();

@@ -6,6 +6,8 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use v6_runtime::{
     CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId, RunSpec,
     Runtime,
@@ -89,6 +91,12 @@ impl Bench {
         let image = runtime.resolve(&self.probe, PullPolicy::Always).await;
         RunSpec::new(image.unwrap()).with_args(steps.split(' '))
     }
+}
+
+/// The pods of the namespace, for an administrator.
+pub async fn pods(bench: &Bench) -> Api<Pod> {
+    let client = kube::Client::try_default().await.unwrap();
+    Api::namespaced(client, &bench.namespace)
 }
 
 pub fn id(text: &str) -> RunId {
