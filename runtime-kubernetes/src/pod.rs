@@ -298,7 +298,8 @@ fn program(parts: &Parts<'_>) -> Container {
             }),
             period_seconds: Some(1),
             timeout_seconds: Some(20),
-            failure_threshold: Some(3),
+            // Two, a second apart: the sidecar has that time to begin to listen.
+            failure_threshold: Some(2),
             termination_grace_period_seconds: Some(whole_seconds(spec.grace)),
             ..Probe::default()
         }),

@@ -14,6 +14,7 @@ use crate::look::Look;
 use crate::pod::whole_seconds;
 use crate::record;
 use crate::state::{Care, Shared};
+use crate::time;
 use crate::translate;
 
 /// How long the sidecar has to be reached.
@@ -234,8 +235,7 @@ impl Shared {
 
 /// When a program that was told to end at a time must have ended, and have been seen to.
 fn after(at: SystemTime, grace: Duration) -> SystemTime {
-    const EVER: Duration = Duration::from_secs(1 << 32);
-    at + grace.min(EVER) + LATE
+    time::later(at, grace.saturating_add(LATE))
 }
 
 /// Waits for a time of the wall clock.

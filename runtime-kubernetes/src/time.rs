@@ -25,6 +25,11 @@ pub(crate) fn from_text(text: &str) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::new(seconds.parse().ok()?, nanos))
 }
 
+/// So much later; at a time so late that there is none, then.
+pub(crate) fn later(time: SystemTime, by: Duration) -> SystemTime {
+    time.checked_add(by).unwrap_or(time)
+}
+
 /// The same, cut to whole seconds as the cluster's times are.
 pub(crate) fn floor(time: SystemTime) -> SystemTime {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -362,12 +362,27 @@ pub(crate) fn status(seen: &Seen<'_>) -> RunStatus {
         status.started = ended.started_at.as_ref().map(time::from_cluster);
         status.finished = ended.finished_at.as_ref().map(time::from_cluster);
     }
+    if status.phase.is_finished() && status.finished.is_none() {
+        status.finished = ended_before_the_start(seen.pod);
+    }
     // Whole seconds may lie before the record's making.
     status.started = status.started.map(|at| at.max(*created));
     status.finished = status
         .finished
         .map(|at| at.max(status.started.unwrap_or(at)));
     status
+}
+
+/// When a run ended whose program never ran, as far as the cluster tells.
+fn ended_before_the_start(pod: &Pod) -> Option<SystemTime> {
+    let received = terminated(pod, RECEIVE).filter(|ended| ended.exit_code != 0);
+    if let Some(ended) = received {
+        return ended.finished_at.as_ref().map(time::from_cluster);
+    }
+    let deleted = time::from_cluster(pod.metadata.deletion_timestamp.as_ref()?);
+    // The time at which it was to be gone, at the latest.
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+    deleted.checked_sub(Duration::from_secs(u64::try_from(grace).unwrap_or(0)))
 }
 
 /// Whether the program has run, so that there may be outputs and a log.

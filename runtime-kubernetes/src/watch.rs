@@ -17,6 +17,7 @@ use crate::pod::PROGRAM;
 use crate::record::{self, Driver};
 use crate::state::{Care, Shared};
 use crate::stop::sleep_until;
+use crate::time;
 use crate::translate::{self, Patience};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -103,7 +104,7 @@ impl Shared {
     /// Waits until nothing was heard of anybody who brings a run's input, and tells it.
     async fn await_driver(self: &Arc<Self>, id: &RunId, mut driver: Driver) {
         loop {
-            sleep_until(driver.at + Driver::SILENCE).await;
+            sleep_until(time::later(driver.at, Driver::SILENCE)).await;
             match self.look(id).await {
                 Ok(Some(look)) => match look.marks.driver.clone() {
                     Some(again) if again != driver => driver = again,
@@ -130,7 +131,7 @@ impl Shared {
                 let since = translate::waiting_since(&look.pod, look.record.created);
                 let until = match patience {
                     Patience::None => SystemTime::now(),
-                    Patience::Some => since + self.config.start_timeout,
+                    Patience::Some => time::later(since, self.config.start_timeout),
                 };
                 if patience == Patience::None {
                     self.leave(id, Care::Patience);

@@ -20,9 +20,9 @@ use crate::pod_tunnel::{self as tunnel, Stream, Tunnel};
 const AT_ONCE: usize = 256;
 /// How long a connection waits for the other end of the tunnel.
 const WAIT: Duration = Duration::from_secs(600);
-/// So long before the deadline nobody listens any more: three probes, a second apart, must fail
+/// So long before the deadline nobody listens any more: two probes, a second apart, must fail
 /// before the machine ends the program's container, and that is then not before its time.
-const LEAD: Duration = Duration::from_secs(2);
+const LEAD: Duration = Duration::from_secs(1);
 /// The clock is looked at so often, since it may be set.
 const STEP: Duration = Duration::from_secs(30);
 

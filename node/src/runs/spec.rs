@@ -438,6 +438,37 @@ mod tests {
         assert_eq!(six, "ip-2001-db8--7.internal");
     }
 
+    #[tokio::test]
+    async fn a_file_goes_along_where_the_engine_has_another_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data.csv");
+        std::fs::write(&data, "a,b\n").unwrap();
+        let digest = Digest::new(format!("sha256:{}", "0".repeat(64))).unwrap();
+        let name = ImageRef::parse("localhost/average:1").unwrap();
+        let identity = v6_runtime::ImageIdentity::Manifest(digest);
+        let image = ResolvedImage::new(name, identity, "linux/amd64");
+        let at = |path: &std::path::Path, target| {
+            Mount::new(MountSource::HostPath(path.to_owned()), super::path(target).unwrap())
+        };
+        let whole = RunSpec::new(image)
+            .with_mount(at(&data, "/mnt/data.csv"))
+            .with_mount(at(&data, "/mnt/changed.csv").with_access(Access::ReadWrite))
+            .with_mount(at(folder.path(), "/mnt/folder"));
+        let mut can = Capabilities::none();
+        can.mounts.stream = true;
+
+        let mut elsewhere = whole.clone();
+        take_along(&mut elsewhere, &can).await.unwrap();
+        let goes = |mount: &Mount| matches!(&mount.source, MountSource::Stream(it) if it.len() == 4);
+        let gone: Vec<bool> = elsewhere.mounts.iter().map(goes).collect();
+        assert_eq!(gone, [true, false, false]);
+
+        can.mounts.host_path = true;
+        let mut here = whole.clone();
+        take_along(&mut here, &can).await.unwrap();
+        assert!(!here.mounts.iter().any(goes));
+    }
+
     #[test]
     fn only_the_host_of_an_address_is_rewritten() {
         let uri = "postgresql://10.0.0.7:10.0.0.7@10.0.0.7:5432/10.0.0.7";
