@@ -49,6 +49,8 @@ mod lease;
 mod logs;
 mod look;
 mod pod;
+#[cfg(test)]
+mod pod_tests;
 mod record;
 mod registry;
 mod rights;
