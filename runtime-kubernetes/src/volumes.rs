@@ -119,7 +119,14 @@ pub(crate) fn volumes(parts: &Parts<'_>) -> Vec<Volume> {
         },
         given(parts),
         empty("in"),
-        empty("out"),
+        Volume {
+            name: "out".into(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                medium: None,
+                size_limit: Some(Quantity(most_output(spec).to_string())),
+            }),
+            ..Volume::default()
+        },
     ];
     let tmp = spec.resources.scratch_bytes.unwrap_or(config.scratch_bytes);
     all.push(memory("tmp", tmp.get()));
@@ -141,6 +148,18 @@ pub(crate) fn volumes(parts: &Parts<'_>) -> Vec<Volume> {
         }
     }
     all
+}
+
+/// What all outputs may have on a machine's disk before it ends the pod. Each is measured when it is
+/// collected, which tells more: so there is room beyond their limits.
+fn most_output(spec: &RunSpec) -> u64 {
+    const ROOM: u64 = 64 << 20;
+    let limits = spec.outputs.values().map(|output| output.limit.get());
+    let sum = limits.fold(0_u64, u64::saturating_add);
+    // The cluster's quantities have 63 bits.
+    sum.saturating_mul(2)
+        .saturating_add(ROOM)
+        .min(u64::try_from(i64::MAX).unwrap_or(u64::MAX))
 }
 
 fn item(key: &str, path: &str) -> KeyToPath {
