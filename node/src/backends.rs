@@ -70,7 +70,10 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
     let Some(helper) = own.helper_image.clone() else {
         let why = "name the image that `v6-node helper-image` writes, in a registry that the cluster \
                    fetches from";
-        return Err(v6_runtime::Error::invalid("runtime.kubernetes.helper_image", why));
+        return Err(v6_runtime::Error::invalid(
+            "runtime.kubernetes.helper_image",
+            why,
+        ));
     };
     let mut cluster = KubernetesConfig::new(config.runtime.owner.clone(), helper)
         .with_kubeconfig(own.kubeconfig.clone())

@@ -93,8 +93,12 @@ impl Cluster {
             "spec": { "containers": [{ "name": container, "resources": { "requests": requests } }] }
         });
         let (options, change) = (PatchParams::default(), Patch::Strategic(&change));
-        let call = self.pods.patch_subresource("resize", name, &options, &change);
-        self.call("giving back what was booked", call).await.map(drop)
+        let call = self
+            .pods
+            .patch_subresource("resize", name, &options, &change);
+        self.call("giving back what was booked", call)
+            .await
+            .map(drop)
     }
 
     /// Ends this very pod; `false` if it is gone.

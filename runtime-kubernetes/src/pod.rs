@@ -263,7 +263,9 @@ fn program(parts: &Parts<'_>) -> Container {
         ("cpu".to_owned(), Quantity(format!("{cpu}m"))),
         ("memory".to_owned(), Quantity(memory.to_string())),
     ]);
-    let booked = config.cpu_request_milli.map_or(cpu, |booked| booked.min(cpu));
+    let booked = config
+        .cpu_request_milli
+        .map_or(cpu, |booked| booked.min(cpu));
     let mut requests = limits.clone();
     requests.insert("cpu".to_owned(), Quantity(format!("{booked}m")));
     let words = |words: &[String]| words.iter().map(|word| literal(word)).collect::<Vec<_>>();
@@ -275,7 +277,11 @@ fn program(parts: &Parts<'_>) -> Container {
     };
     Container {
         name: PROGRAM.into(),
-        image: Some(image.pinned(spec.image.identity.digest().clone()).to_string()),
+        image: Some(
+            image
+                .pinned(spec.image.identity.digest().clone())
+                .to_string(),
+        ),
         image_pull_policy: Some(pull.into()),
         command: spec.command.as_deref().map(words),
         args: (!spec.args.is_empty()).then(|| words(&spec.args)),

@@ -71,8 +71,14 @@ fn every_container_has_the_floor() {
     assert_eq!(spec.host_network, None);
     assert_eq!(spec.restart_policy.as_deref(), Some("Never"));
     let whole = spec.security_context.as_ref().unwrap();
-    assert_eq!((whole.run_as_non_root, whole.run_as_user), (Some(true), Some(65_532)));
-    assert_eq!(whole.seccomp_profile.as_ref().unwrap().type_, "RuntimeDefault");
+    assert_eq!(
+        (whole.run_as_non_root, whole.run_as_user),
+        (Some(true), Some(65_532))
+    );
+    assert_eq!(
+        whole.seccomp_profile.as_ref().unwrap().type_,
+        "RuntimeDefault"
+    );
     assert_eq!(containers(&pod).len(), 3);
     for one in containers(&pod) {
         let own = one.security_context.as_ref().unwrap();
@@ -124,7 +130,10 @@ fn words_reach_the_program_as_they_are() {
     let program = container(&pod, PROGRAM);
     // The cluster makes one dollar of two.
     assert_eq!(program.command.as_deref().unwrap(), ["/bin/$$(x)"]);
-    assert_eq!(program.args.as_deref().unwrap(), ["$$(HOME)", "$$$$", "a b"]);
+    assert_eq!(
+        program.args.as_deref().unwrap(),
+        ["$$(HOME)", "$$$$", "a b"]
+    );
     let variable = program.env.iter().flatten().find(|it| it.name == "TEXT");
     let value = variable.unwrap().value.as_deref();
     assert_eq!(value, Some("$$(HOME) $$"));
@@ -170,7 +179,10 @@ fn what_is_given_and_may_be_changed_begins_an_output() {
     let stream = MountSource::Stream(InputStream::once(7, &b"content"[..]));
     let limit = NonZeroU64::new(1000).unwrap();
     let spec = spec()
-        .with_output(OutputName::new("work").unwrap(), Output::folder(at("/work"), limit))
+        .with_output(
+            OutputName::new("work").unwrap(),
+            Output::folder(at("/work"), limit),
+        )
         .with_mount(seed.with_access(Access::ReadWrite))
         .with_mount(Mount::new(stream, at("/in/data")));
     let pod = made(&spec, &config());
@@ -191,7 +203,11 @@ fn no_more_is_booked_than_may_be_used() {
     let few = NonZeroU32::new(50).unwrap();
     let many = NonZeroU32::new(500).unwrap();
     let spec = |cpu| spec().with_resources(Resources::default().with_cpu_milli(cpu));
-    for (cpu, booked, wanted) in [(many, None, "500m"), (many, Some(few), "50m"), (few, Some(many), "50m")] {
+    for (cpu, booked, wanted) in [
+        (many, None, "500m"),
+        (many, Some(few), "50m"),
+        (few, Some(many), "50m"),
+    ] {
         let config = config().with_cpu_request_milli(booked);
         let pod = made(&spec(cpu), &config);
         let resources = container(&pod, PROGRAM).resources.clone().unwrap();

@@ -208,7 +208,16 @@ mod tests {
 
     #[test]
     fn a_name_cannot_say_more_than_a_name() {
-        for name in ["", "-a", "a-", "A", "a.b", "a}, x: {", "a\nb", &"a".repeat(64)] {
+        for name in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a}, x: {",
+            "a\nb",
+            &"a".repeat(64),
+        ] {
             assert!(rbac(name, false).is_err(), "{name:?}");
         }
     }

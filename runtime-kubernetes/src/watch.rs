@@ -72,7 +72,11 @@ impl Shared {
         if !translate::has_sidecar(&look.pod) || !translate::books(&look.pod) {
             return;
         }
-        let (shared, of, after) = (self.clone(), look.record.id.clone(), self.config.keep_booked);
+        let (shared, of, after) = (
+            self.clone(),
+            look.record.id.clone(),
+            self.config.keep_booked,
+        );
         self.care(&look.record.id, Care::Booking, || {
             self.spawn(async move {
                 tokio::time::sleep(after).await;

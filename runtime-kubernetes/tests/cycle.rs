@@ -195,7 +195,10 @@ async fn who_waits_gives_back_what_was_booked() {
         }
     });
     let booked = booked.await;
-    assert_eq!((booked["cpu"].0.as_str(), booked["memory"].0.as_str()), ("1m", "1Mi"));
+    assert_eq!(
+        (booked["cpu"].0.as_str(), booked["memory"].0.as_str()),
+        ("1m", "1Mi")
+    );
     let result = cluster.collect_bytes(&id, &output("result"), 1000).await;
     assert_eq!(result.unwrap(), "left");
     common::remove(&cluster, &id).await;

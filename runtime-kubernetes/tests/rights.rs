@@ -52,7 +52,9 @@ async fn the_account_may_do_nothing_else() {
     };
     let file = Kubeconfig::read_from(std::env::var("V6_KUBERNETES_CONFIG").unwrap()).unwrap();
     let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(file, &options).await.unwrap();
+    let config = Config::from_custom_kubeconfig(file, &options)
+        .await
+        .unwrap();
     let reviews: Api<SelfSubjectAccessReview> = Api::all(Client::try_from(config).unwrap());
     let may = |namespace: &str, verb: &str, resource: &str, subresource: Option<&str>| {
         let question = SelfSubjectAccessReview {

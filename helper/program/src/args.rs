@@ -154,7 +154,10 @@ pub enum Request {
     Version,
     Init(Box<Init>),
     Monitor(Box<Monitor>),
-    Examine { control: Option<String>, in_pod: bool },
+    Examine {
+        control: Option<String>,
+        in_pod: bool,
+    },
     Receive(Box<pod::Options>),
     Sidecar(Box<pod::Options>),
 }
@@ -196,7 +199,11 @@ fn parse_examine(mut arguments: impl Iterator<Item = OsString>) -> Result<Reques
             ("--control", _) => control = Some(value),
             ("--network", "none") => in_pod = false,
             ("--network", "denied") => in_pod = true,
-            ("--network", _) => return Err(format!("--network: {value:?} is not understood, see --help")),
+            ("--network", _) => {
+                return Err(format!(
+                    "--network: {value:?} is not understood, see --help"
+                ));
+            }
             _ => return Err(format!("{name} is not an option, see --help")),
         }
     }

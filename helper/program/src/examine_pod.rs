@@ -25,14 +25,21 @@ pub fn ways_out(networks: &[(&str, &str)]) -> Vec<Seen> {
     let mut ways: Vec<(String, Result<Vec<SocketAddr>, String>)> = networks
         .iter()
         .map(|(name, address)| {
-            let address = address.parse().map_err(|_| format!("{address} is no address"));
+            let address = address
+                .parse()
+                .map_err(|_| format!("{address} is no address"));
             ((*name).to_owned(), address.map(|address| vec![address]))
         })
         .collect();
-    ways.push(("no way to the cluster's API".to_owned(), api().map(|it| vec![it])));
+    ways.push((
+        "no way to the cluster's API".to_owned(),
+        api().map(|it| vec![it]),
+    ));
     let machine = gateway().map(|gateway| {
         let ports = KUBELET.iter();
-        ports.map(|port| SocketAddr::from((gateway, *port))).collect()
+        ports
+            .map(|port| SocketAddr::from((gateway, *port)))
+            .collect()
     });
     ways.push(("no way to the machine's kubelet".to_owned(), machine));
     std::thread::scope(|scope| {
@@ -57,23 +64,32 @@ fn try_way(name: &str, addresses: &Result<Vec<SocketAddr>, String>) -> Seen {
         }
         Ok(seen.join(", "))
     };
-    result(name, addresses.as_ref().map_err(Clone::clone).and_then(tried))
+    result(
+        name,
+        addresses.as_ref().map_err(Clone::clone).and_then(tried),
+    )
 }
 
 /// Where the cluster's own API is, which every pod is told.
 fn api() -> Result<SocketAddr, String> {
     let told = |name: &str| std::env::var(name).map_err(|error| format!("{name}: {error}"));
-    let (host, port) = (told("KUBERNETES_SERVICE_HOST")?, told("KUBERNETES_SERVICE_PORT")?);
+    let (host, port) = (
+        told("KUBERNETES_SERVICE_HOST")?,
+        told("KUBERNETES_SERVICE_PORT")?,
+    );
     let address = match host.contains(':') {
         true => format!("[{host}]:{port}"),
         false => format!("{host}:{port}"),
     };
-    address.parse().map_err(|_| format!("{address} is no address"))
+    address
+        .parse()
+        .map_err(|_| format!("{address} is no address"))
 }
 
 /// The first router on the way out: on most networks of clusters the machine itself.
 fn gateway() -> Result<Ipv4Addr, String> {
-    let table = std::fs::read_to_string("/proc/self/net/route").map_err(|error| error.to_string())?;
+    let table =
+        std::fs::read_to_string("/proc/self/net/route").map_err(|error| error.to_string())?;
     let default = table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
         let (destination, gateway) = (fields.next()?, fields.next()?);

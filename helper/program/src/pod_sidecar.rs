@@ -11,9 +11,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore};
 
+use crate::pod::{self, Failure, Options};
 use crate::pod_handshake as handshake;
 use crate::pod_outputs as outputs;
-use crate::pod::{self, Failure, Options};
 use crate::pod_tunnel::{self as tunnel, Stream, Tunnel};
 
 /// Connections at once for each grant; further ones wait in the kernel.

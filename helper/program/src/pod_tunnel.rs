@@ -11,8 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _, TokioAsyncReadCompatExt as _};
 
-use crate::pod_handshake::{self as handshake, Key};
 use crate::pod::Failure;
+use crate::pod_handshake::{self as handshake, Key};
 
 /// Anybody in the pod can connect: so many may be at the handshake at once, for so long.
 const UNPROVEN: usize = 16;

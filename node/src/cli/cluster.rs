@@ -40,7 +40,8 @@ pub fn rbac(args: &RbacArgs) -> Result<Exit, Failure> {
 /// Standard output that is a terminal, or closed.
 pub fn helper_image(args: &ImageArgs) -> Result<Exit, Failure> {
     if std::io::stdout().is_terminal() {
-        let what = "an archive is no text: write it to a file (v6-node helper-image >v6-helper.tar)";
+        let what =
+            "an archive is no text: write it to a file (v6-node helper-image >v6-helper.tar)";
         return Err(Failure::new(Exit::Usage, what));
     }
     let (archive, digest) = backends::helper_image(&args.name)?;

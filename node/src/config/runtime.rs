@@ -87,7 +87,9 @@ fn limits(run: &Section<'_>) -> RunLimits {
             .read("memory", |field| or_none(field, Field::size))
             .map_or(Some(TWO_GIB), |size| size.and_then(NonZeroU64::new)),
         pids: run
-            .read("pids", |field| or_none(field, |field| field.integer(1..=4_194_304)))
+            .read("pids", |field| {
+                or_none(field, |field| field.integer(1..=4_194_304))
+            })
             .map_or(Some(PIDS), |pids| pids.and_then(NonZeroU32::new)),
         scratch_bytes: size("scratch", ONE_GIB),
         output_bytes: size("max_output", ONE_GIB),

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use v6_runtime::{
     Access, Capabilities, ContainerPath, Digest, EgressGrant, EnvValue, Error, GrantName, ImageRef,
-    InputStream, Mount, MountSource, Output, OutputName, ResolvedImage, Resources, RunSpec, Secret, Trust,
+    InputStream, Mount, MountSource, Output, OutputName, ResolvedImage, Resources, RunSpec, Secret,
+    Trust,
 };
 
 use super::context::{Destination, RunContext, Target};
@@ -448,7 +449,10 @@ mod tests {
         let identity = v6_runtime::ImageIdentity::Manifest(digest);
         let image = ResolvedImage::new(name, identity, "linux/amd64");
         let at = |path: &std::path::Path, target| {
-            Mount::new(MountSource::HostPath(path.to_owned()), super::path(target).unwrap())
+            Mount::new(
+                MountSource::HostPath(path.to_owned()),
+                super::path(target).unwrap(),
+            )
         };
         let whole = RunSpec::new(image)
             .with_mount(at(&data, "/mnt/data.csv"))
@@ -459,7 +463,8 @@ mod tests {
 
         let mut elsewhere = whole.clone();
         take_along(&mut elsewhere, &can).await.unwrap();
-        let goes = |mount: &Mount| matches!(&mount.source, MountSource::Stream(it) if it.len() == 4);
+        let goes =
+            |mount: &Mount| matches!(&mount.source, MountSource::Stream(it) if it.len() == 4);
         let gone: Vec<bool> = elsewhere.mounts.iter().map(goes).collect();
         assert_eq!(gone, [true, false, false]);
 

@@ -163,9 +163,8 @@ impl Volumes {
     pub(crate) async fn make(&self, owner: &Owner) -> Result<String> {
         let name = Self::name(owner);
         let folder = self.folder.join(&name);
-        let readable = |path: &Path, mode| {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        };
+        let readable =
+            |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
         let file = folder.join("data");
         fs::create_dir_all(&folder)
             .and_then(|()| readable(&folder, 0o755))
