@@ -93,6 +93,9 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
     if let Some(limit) = own.start_timeout {
         cluster = cluster.with_start_timeout(limit);
     }
+    if let Some(limit) = own.pull_timeout {
+        cluster = cluster.with_pull_timeout(limit);
+    }
     let runtime = KubernetesRuntime::connect(cluster).await?;
     for notice in runtime.notices() {
         tracing::warn!("{notice}");

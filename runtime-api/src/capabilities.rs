@@ -29,6 +29,9 @@ pub struct Capabilities {
     pub deadline: bool,
     /// Time between the request to end and the kill.
     pub grace: bool,
+    /// Somebody above the program: a request to end also ends one that does nothing about it. As the first
+    /// process of its container it would go on until the kill.
+    pub init: bool,
     /// Images that run as their own user or with a writable root file system.
     pub trust: bool,
     /// Group ids beside the run's own.
@@ -37,7 +40,8 @@ pub struct Capabilities {
     pub pull: bool,
     /// Which images the engine has is known: [`PullPolicy::Never`](crate::PullPolicy::Never) finds
     /// them, and [`prefetch`](crate::Runtime::prefetch) puts them there. Without it, images are
-    /// fetched for each run by a machine that nobody knows before.
+    /// fetched for each run by a machine that nobody knows before, and a run that is ended meanwhile
+    /// ends when the fetch is over.
     pub image_store: bool,
     /// CPU time and peak memory in [`RunStatus`](crate::RunStatus).
     pub usage: bool,
@@ -57,6 +61,7 @@ impl Capabilities {
             egress: false,
             deadline: false,
             grace: false,
+            init: false,
             trust: false,
             supplementary_groups: false,
             pull: false,

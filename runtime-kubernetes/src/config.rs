@@ -61,8 +61,10 @@ pub struct KubernetesConfig {
     pub keep_booked: Duration,
     /// The longest wait for an answer to one call; 30 s. Transfers of files may take longer.
     pub call_timeout: Duration,
-    /// How long a pod may wait for a machine, or for a registry that does not answer; 10 minutes.
+    /// How long a pod may wait for a machine; 10 minutes.
     pub start_timeout: Duration,
+    /// How long for a registry that does not answer; 3 minutes.
+    pub pull_timeout: Duration,
 }
 
 /// What must be seen from inside a pod before its program starts.
@@ -121,6 +123,7 @@ impl KubernetesConfig {
             keep_booked: Duration::from_secs(30),
             call_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(600),
+            pull_timeout: Duration::from_secs(180),
         }
     }
 
@@ -178,6 +181,7 @@ setters! {
     with_keep_booked keep_booked: Duration,
     with_call_timeout call_timeout: Duration,
     with_start_timeout start_timeout: Duration,
+    with_pull_timeout pull_timeout: Duration,
 }
 
 #[cfg(test)]

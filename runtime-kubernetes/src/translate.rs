@@ -107,7 +107,10 @@ fn pending(pod: &Pod) -> Pending {
         };
     }
     let pulls = |reason: &str| reason.contains("ImagePull") || reason == "ErrImageNeverPull";
-    if waiting(pod).any(|(_, reason, _)| pulls(reason)) {
+    // A machine says nothing while it fetches. Once the helper has let the program go, that is all that
+    // there is to do but for the start itself.
+    let let_go = terminated(pod, RECEIVE).is_some_and(|ended| ended.exit_code == 0);
+    if let_go || waiting(pod).any(|(_, reason, _)| pulls(reason)) {
         return Pending::PullingImage;
     }
     Pending::Starting
@@ -251,8 +254,10 @@ pub(crate) fn refusal(message: &str) -> Cause {
 pub(crate) enum Patience {
     /// It will not change.
     None,
-    /// It may.
-    Some,
+    /// A registry may come back.
+    Registry,
+    /// A machine may have room.
+    Machine,
 }
 
 /// What stands in the way of a pod that has not started, if anything does.
@@ -265,7 +270,7 @@ pub(crate) fn obstacle(pod: &Pod) -> Option<(StartFailure, Patience)> {
         let (cause, patience) = if absent {
             (Cause::MountUnusable, Patience::None)
         } else {
-            (Cause::Unschedulable, Patience::Some)
+            (Cause::Unschedulable, Patience::Machine)
         };
         return Some((StartFailure::new(cause, message), patience));
     }
@@ -279,7 +284,7 @@ pub(crate) fn obstacle(pod: &Pod) -> Option<(StartFailure, Patience)> {
             "InvalidImageName" => (Cause::ImageUnusable, Patience::None),
             "ErrImageNeverPull" => (Cause::ImageNotFound, Patience::None),
             "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => pull_failure(message)?,
-            "ImageInspectError" => (Cause::ImageUnusable, Patience::Some),
+            "ImageInspectError" => (Cause::ImageUnusable, Patience::Registry),
             "CreateContainerConfigError" => config_error(message)?,
             "CreateContainerError" | "RunContainerError" => (refusal(message), Patience::None),
             _ => return None,
@@ -315,9 +320,9 @@ pub(crate) fn pull_failure(message: &str) -> Option<(Cause, Patience)> {
     }
     if has("back-off pulling") && !has("failed to") && !has("error") {
         // Said without a reason by older machines; the reason came before.
-        return Some((Cause::RegistryUnreachable, Patience::Some));
+        return Some((Cause::RegistryUnreachable, Patience::Registry));
     }
-    Some((Cause::RegistryUnreachable, Patience::Some))
+    Some((Cause::RegistryUnreachable, Patience::Registry))
 }
 
 fn config_error(message: &str) -> Option<(Cause, Patience)> {
@@ -329,7 +334,7 @@ fn config_error(message: &str) -> Option<(Cause, Patience)> {
         return Some((Cause::MountUnusable, Patience::None));
     }
     // Among others a Secret that is to come.
-    Some((Cause::Engine, Patience::Some))
+    Some((Cause::Engine, Patience::Registry))
 }
 
 /// A whole status.

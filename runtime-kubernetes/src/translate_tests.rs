@@ -95,9 +95,9 @@ fn what_is_in_the_way_is_told_by_the_pod() {
         (
             "registry-unreachable",
             Cause::RegistryUnreachable,
-            Patience::Some,
+            Patience::Registry,
         ),
-        ("no-room", Cause::Unschedulable, Patience::Some),
+        ("no-room", Cause::Unschedulable, Patience::Machine),
     ];
     for (name, cause, patience) in cases {
         let mut pod = recorded(name);

@@ -135,7 +135,8 @@ impl Shared {
                 let since = translate::waiting_since(&look.pod, look.record.created);
                 let until = match patience {
                     Patience::None => SystemTime::now(),
-                    Patience::Some => time::later(since, self.config.start_timeout),
+                    Patience::Registry => time::later(since, self.config.pull_timeout),
+                    Patience::Machine => time::later(since, self.config.start_timeout),
                 };
                 if patience == Patience::None {
                     self.leave(id, Care::Patience);

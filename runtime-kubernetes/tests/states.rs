@@ -54,7 +54,10 @@ async fn every_end_is_recognized() {
     let Some(bench) = Bench::new().await else {
         return;
     };
-    let config = bench.config().with_start_timeout(Duration::from_secs(12));
+    let config = bench
+        .config()
+        .with_start_timeout(Duration::from_secs(12))
+        .with_pull_timeout(Duration::from_secs(12));
     let cluster = KubernetesRuntime::connect(config).await.unwrap();
     let base = bench.probe(&cluster, "exit 0").await;
     let steps = |text: &str| base.clone().with_args(text.split(' '));

@@ -139,6 +139,7 @@ fn capabilities() -> Capabilities {
     all.egress = true;
     all.deadline = true;
     all.grace = true;
+    all.init = true;
     all.pull = true;
     all.image_store = true;
     all

@@ -20,9 +20,6 @@ use crate::pod_tunnel::{self as tunnel, Stream, Tunnel};
 const AT_ONCE: usize = 256;
 /// How long a connection waits for the other end of the tunnel.
 const WAIT: Duration = Duration::from_secs(600);
-/// So long before the deadline nobody listens any more: two probes, a second apart, must fail
-/// before the machine ends the program's container, and that is then not before its time.
-const LEAD: Duration = Duration::from_secs(1);
 /// The clock is looked at so often, since it may be set.
 const STEP: Duration = Duration::from_secs(30);
 
@@ -94,8 +91,8 @@ async fn stay(alive: &TcpListener) {
 async fn until(options: &Options) {
     loop {
         match options.left() {
-            Some(left) if left <= LEAD => return,
-            Some(left) => tokio::time::sleep((left - LEAD).min(STEP)).await,
+            Some(left) if left.is_zero() => return,
+            Some(left) => tokio::time::sleep(left.min(STEP)).await,
             None => std::future::pending().await,
         }
     }

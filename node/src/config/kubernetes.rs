@@ -34,6 +34,7 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
             .and_then(NonZeroU32::new),
         gate: gate != Some("off"),
         start_timeout: section.read("start_timeout", Field::duration),
+        pull_timeout: section.read("pull_timeout", Field::duration),
     };
     section.finish();
     read

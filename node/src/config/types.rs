@@ -258,8 +258,10 @@ pub struct Kubernetes {
     pub booked_cpu_milli: Option<NonZeroU32>,
     /// Whether runs are held back until their network is seen to be denied.
     pub gate: bool,
-    /// How long a pod may wait for a machine or a registry.
+    /// How long a pod may wait for a machine.
     pub start_timeout: Option<Duration>,
+    /// How long for a registry.
+    pub pull_timeout: Option<Duration>,
 }
 
 /// What a job asks Slurm for.

@@ -138,6 +138,7 @@ impl MemoryEngine {
             egress: true,
             deadline: true,
             grace: true,
+            init: true,
             trust: true,
             supplementary_groups: true,
             pull: true,

@@ -28,6 +28,12 @@ use crate::engine::{EngineOptions, Failed, failed};
 use crate::registries::Started;
 use crate::restart::Restart;
 
+/// After how long a registry that does not answer is given up; less than a case waits.
+const PULL_TIMEOUT: Duration = Duration::from_secs(40);
+/// What the registry that stalls has.
+const STALLED: &str = "v6-conformance/stalled:1";
+/// For how long it does: more than a case takes that is about it.
+const STALL: Duration = Duration::from_secs(30);
 /// How long the machines may take to forget images.
 const FORGET_LIMIT: Duration = Duration::from_secs(60);
 /// Sizes in bytes of the pieces in which answers come, in turn.
@@ -114,7 +120,7 @@ pub(crate) struct ClusterHarness {
     probe: ImageRef,
     acting_as: Option<String>,
     restart: Option<Restart>,
-    registries: Option<Started>,
+    registries: Option<Arc<Started>>,
     forget_images: Option<String>,
     folder: Folder,
     ways: Mutex<HashMap<Owner, Way>>,
@@ -151,7 +157,8 @@ impl ClusterHarness {
                 .registries
                 .as_deref()
                 .map(Started::read)
-                .transpose()?,
+                .transpose()?
+                .map(Arc::new),
             forget_images: options.forget_images,
             folder: Folder(folder),
             ways: Mutex::default(),
@@ -228,9 +235,11 @@ impl ClusterHarness {
     async fn fill(&self, started: &Started) -> std::result::Result<(), Failed> {
         let login = started.credentials();
         let images = Images::new(Some(login))?;
-        for to in started.probes()? {
-            let change = Change::HasMore("v6-conformance");
-            images.derive(&self.probe, &to, change).await?;
+        let [open, private] = started.probes()?;
+        let stalled = ImageRef::parse(&format!("{}/{STALLED}", open.registry()))?;
+        for (to, file) in [(&open, "given"), (&private, "given"), (&stalled, "stalled")] {
+            let change = Change::HasMore(file);
+            images.derive(&self.probe, to, change).await?;
         }
         Ok(())
     }
@@ -262,12 +271,13 @@ impl Harness for ClusterHarness {
     async fn connect(&self, owner: &Owner) -> Result<Arc<dyn Runtime>> {
         let mut config = KubernetesConfig::new(owner.clone(), self.helper.clone())
             .with_kubeconfig(Some(self.kubeconfig(owner)?))
-            .with_credentials(self.registries.iter().map(Started::credentials).collect());
+            .with_credentials(self.registries.iter().map(|it| it.credentials()).collect());
         // Each run books these at a machine, and the suite has many at once.
         config = config
             .with_memory_bytes(NonZeroU64::new(192 << 20).unwrap_or(NonZeroU64::MIN))
             .with_scratch_bytes(NonZeroU64::new(64 << 20).unwrap_or(NonZeroU64::MIN))
-            .with_cpu_request_milli(NonZeroU32::new(20));
+            .with_cpu_request_milli(NonZeroU32::new(20))
+            .with_pull_timeout(PULL_TIMEOUT);
         Ok(Arc::new(KubernetesRuntime::connect(config).await?))
     }
 
@@ -302,6 +312,11 @@ impl Harness for ClusterHarness {
 
     fn outlives_us(&self) -> bool {
         true
+    }
+
+    /// Its machine looks after containers once a second, and each run has three, one after the other.
+    fn slowness(&self) -> Duration {
+        Duration::from_secs(8)
     }
 
     fn large(&self) -> usize {
@@ -371,8 +386,17 @@ impl Harness for ClusterHarness {
         let (Some(started), Some(forget)) = (&self.registries, &self.forget_images) else {
             return Ok(None);
         };
-        let names = started.names(|| self.fill(started)).await?;
+        let mut names = started.names(|| self.fill(started)).await?;
+        // Of a content of its own: a machine that waits for one waits for no other.
+        let stalled = names.stalled.registry();
+        names.stalled = ImageRef::parse(&format!("{stalled}/{STALLED}"))?;
         forget_images(forget).await?;
+        // A machine does not let go of what it fetches, and so of no pod either.
+        let started = started.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(STALL).await;
+            started.give_up();
+        });
         Ok(Some(names))
     }
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{
-    Container, HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim,
+    Capabilities, Container, HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim,
     PersistentVolumeClaimSpec, PersistentVolumeSpec, Pod, PodSchedulingGate, PodSpec,
-    VolumeResourceRequirements,
+    SeccompProfile, SecurityContext, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -84,6 +84,7 @@ pub(crate) async fn plant(
                 containers: vec![Container {
                     name: "stranger".into(),
                     image: Some("localhost/none".into()),
+                    security_context: Some(restricted()),
                     ..Container::default()
                 }],
                 ..PodSpec::default()
@@ -96,6 +97,23 @@ pub(crate) async fn plant(
             .push((name, made.metadata.uid.unwrap_or_default()));
     }
     Ok(pods)
+}
+
+/// What a namespace of restricted pods asks of every container.
+fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        run_as_non_root: Some(true),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".into()]),
+            add: None,
+        }),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".into(),
+            localhost_profile: None,
+        }),
+        ..SecurityContext::default()
+    }
 }
 
 #[async_trait]

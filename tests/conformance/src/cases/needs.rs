@@ -38,6 +38,10 @@ pub(crate) fn grace(c: &Capabilities) -> Needs {
     need(c.grace, "grace")
 }
 
+pub(crate) fn init(c: &Capabilities) -> Needs {
+    need(c.init, "init")
+}
+
 pub(crate) fn cancelled(c: &Capabilities) -> Needs {
     need(c.outcomes.cancelled, "outcomes.cancelled")
 }

@@ -22,8 +22,8 @@ fn pull_and_store(c: &Capabilities) -> Result<(), &'static str> {
 }
 
 fn pull_and_deadline(c: &Capabilities) -> Result<(), &'static str> {
-    let both = c.pull && c.deadline;
-    both.then_some(()).ok_or("pull with deadline")
+    pull_and_store(c)?;
+    c.deadline.then_some(()).ok_or("deadline")
 }
 
 case::cases! {
@@ -48,10 +48,10 @@ case::cases! {
     #[needs(pull)]
     #[alone]
     one_image_is_fetched_for_many ["IMG-1", "RUN-9"]: "runs of two processes that need the same image at the same time all get it";
-    #[needs(pull)]
+    #[needs(pull_and_store)]
     #[alone]
     a_pull_can_be_cancelled ["CAN-1"]: "a run whose image is being fetched is cancelled at once";
-    #[needs(pull)]
+    #[needs(pull_and_store)]
     #[alone]
     a_pulling_run_can_be_cleaned_up ["CLEAN-2"]: "a run whose image is being fetched can be cleaned up by force, whole";
     #[needs(pull_and_deadline)]
@@ -250,7 +250,7 @@ async fn a_pulling_run_can_be_cleaned_up(bench: Bench) -> case::Outcome {
 }
 
 async fn the_deadline_ends_a_pull(bench: Bench) -> case::Outcome {
-    let deadline = SystemTime::now() + Duration::from_secs(5);
+    let deadline = bench.in_seconds(5);
     let id = pulling(&bench, Some(deadline)).await?;
     let status = tokio::time::timeout(SOON, bench.ended(&id)).await;
     let status = status.map_err(|_| "it waits for its image still")??;
