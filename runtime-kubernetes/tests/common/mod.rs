@@ -1,6 +1,7 @@
 //! A cluster for the tests: the one that `tests/services/kubernetes.sh` starts.
 #![allow(dead_code, reason = "each test target uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;

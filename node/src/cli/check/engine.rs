@@ -123,7 +123,7 @@ impl Probe for Floors {
         let denied = floor.no_network && !floor.only_loopback;
         let missing: Vec<&str> = floor
             .iter()
-            .filter(|(name, kept)| !kept && !(denied && *name == "only_loopback"))
+            .filter(|(name, kept)| !(*kept || denied && *name == "only_loopback"))
             .map(|(name, _)| name)
             .collect();
         if missing.is_empty() {
