@@ -123,6 +123,9 @@ pub struct MonitorOptions {
     pub grace: Option<Duration>,
     /// The most that is kept of what the run prints; 64 MiB if not given.
     pub log_bytes: Option<u64>,
+    /// The control group that the run is put into, made by the caller for it; the monitor removes it at
+    /// the end, if it can.
+    pub cgroup: Option<PathBuf>,
     /// As a job: where its granted connections go.
     pub tunnel: Option<TunnelOptions>,
 }
@@ -156,6 +159,13 @@ impl MonitorOptions {
         self
     }
 
+    /// Sets [`Self::cgroup`].
+    #[must_use]
+    pub fn with_cgroup(mut self, group: impl Into<PathBuf>) -> Self {
+        self.cgroup = Some(group.into());
+        self
+    }
+
     /// Sets [`Self::tunnel`].
     #[must_use]
     pub fn with_tunnel(mut self, tunnel: TunnelOptions) -> Self {
@@ -181,6 +191,9 @@ impl MonitorOptions {
         }
         if let Some(bytes) = self.log_bytes {
             option("--log-bytes", bytes.to_string().into());
+        }
+        if let Some(group) = &self.cgroup {
+            option("--cgroup", group.clone().into());
         }
         if let Some(tunnel) = &self.tunnel {
             let mut value = OsString::from(format!("{},{}=", tunnel.grants, tunnel.run));

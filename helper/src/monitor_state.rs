@@ -20,6 +20,8 @@ pub struct Ended {
     pub finished: SystemTime,
     /// Bytes that it printed and the log had no room for.
     pub dropped: u64,
+    /// Whether the kernel has killed a process of it for want of memory; known only in a control group.
+    pub out_of_memory: bool,
 }
 
 /// What became of a command.
@@ -57,6 +59,8 @@ struct Raw {
     finished: Option<u64>,
     #[serde(default)]
     dropped: u64,
+    #[serde(default)]
+    out_of_memory: bool,
     cause: Option<String>,
     exit: Option<i32>,
     signal: Option<i32>,
@@ -102,6 +106,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Recorded> {
                 started,
                 finished: time(raw.finished?)?,
                 dropped: raw.dropped,
+                out_of_memory: raw.out_of_memory,
             })
         }
     };
@@ -159,7 +164,7 @@ mod tests {
     #[test]
     fn states_are_read() {
         let text = r#"{"v":1,"phase":"ended","boot":"b","pid":7,"start":9,"started":5,
-            "finished":6,"dropped":3,"cause":"deadline","signal":9,"new":[]}"#;
+            "finished":6,"dropped":3,"out_of_memory":true,"cause":"deadline","signal":9,"new":[]}"#;
         let Some(State::Ended(ended)) = read(text) else {
             panic!("{text} is an end");
         };
@@ -171,6 +176,7 @@ mod tests {
                 started: time(5),
                 finished: time(6).expect("a time"),
                 dropped: 3,
+                out_of_memory: true,
             }
         );
     }

@@ -145,7 +145,9 @@ async fn singularity(
     config: &Config,
     slurm: Option<v6_runtime_singularity::SlurmConfig>,
 ) -> Result<Arc<dyn Runtime>> {
-    use v6_runtime_singularity::{ImageFormat, SingularityConfig, SingularityRuntime};
+    use v6_runtime_singularity::{
+        ControlGroup, GpuKind, ImageFormat, SingularityConfig, SingularityRuntime,
+    };
 
     let settings = &config.runtime;
     let own = &settings.singularity;
@@ -160,6 +162,14 @@ async fn singularity(
         .with_cache(own.cache.clone())
         .with_image_format(format)
         .with_images(own.images.clone())
+        .with_gpu(own.gpu.map(|kind| match kind {
+            crate::config::GpuKind::Nvidia => GpuKind::Nvidia,
+            crate::config::GpuKind::Rocm => GpuKind::Rocm,
+        }))
+        .with_cgroup(own.cgroup.clone().map(|group| match group {
+            crate::config::ControlGroup::Own => ControlGroup::Own,
+            crate::config::ControlGroup::At(path) => ControlGroup::At(path),
+        }))
         .with_slurm(slurm)
         .with_log_bytes(settings.run.log_bytes)
         .with_credentials(credentials(config));
@@ -181,6 +191,8 @@ fn slurm(own: &crate::config::Slurm) -> v6_runtime_singularity::SlurmConfig {
             .with_qos(own.qos.clone())
             .with_constraint(own.constraint.clone())
             .with_gres(own.gres.clone())
+            .with_cpus(own.cpus)
+            .with_time_limit(own.time_limit)
             .with_arguments(own.arguments.clone())
     };
     let by_step = own.steps.iter().map(|(action, own)| {
@@ -195,7 +207,6 @@ fn slurm(own: &crate::config::Slurm) -> v6_runtime_singularity::SlurmConfig {
         .with_ask(ask(&own.ask))
         .with_ask_by_annotation(by_step.collect())
         .with_ask_by_image(by_image.collect())
-        .with_time_limit(own.time_limit)
         .with_listen(own.listen.clone().map(|listen| SlurmListen {
             address: listen.address,
             ports: listen.ports,

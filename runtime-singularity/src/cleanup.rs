@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use v6_runtime::{CleanedUp, CleanupOptions, ErrorKind, Pending, RunId, RunPhase};
 
+use crate::cgroup;
 use crate::error::{Error, Result, blocking};
 use crate::record::{Runs, There};
 use crate::remove::remove_tree;
@@ -171,6 +172,9 @@ fn remove_parts(runs: &Runs, id: &RunId) -> Result<()> {
     let place = runs.place(id);
     let failed =
         |path: &std::path::Path| Error::host(format!("{} cannot be removed", path.display()));
+    if let Some(group) = place.group()? {
+        cgroup::remove(&group)?;
+    }
     let mut first = None;
     for entry in fs::read_dir(place.path()).map_err(failed(place.path()))? {
         let entry = entry.map_err(failed(place.path()))?;

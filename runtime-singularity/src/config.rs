@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use v6_runtime::{ImageRef, Owner, RegistryCredentials};
 
+use crate::cgroup::ControlGroup;
 use crate::error::{Error, Result};
+use crate::gpu::GpuKind;
 use crate::slurm::SlurmConfig;
 
 /// In which form the cache keeps images.
@@ -39,6 +41,11 @@ pub struct SingularityConfig {
     /// Images of this machine by name: a SIF file, an unpacked folder, or an archive as OCI or
     /// `docker save` have it. These names are never asked for at a registry.
     pub images: BTreeMap<ImageRef, PathBuf>,
+    /// Which accelerators the machine, or all compute nodes, have. Without it no run gets any.
+    pub gpu: Option<GpuKind>,
+    /// The control groups that limit memory and processors of runs on this machine. Without them neither is
+    /// limited. Not for jobs, whose limits Slurm keeps.
+    pub cgroup: Option<ControlGroup>,
     /// The most processes and threads; 1024.
     pub pids: NonZeroU32,
     /// The temporary folder's size in bytes; 1 GiB. It is in memory.
@@ -71,6 +78,8 @@ impl SingularityConfig {
             cache: None,
             image_format: ImageFormat::default(),
             images: BTreeMap::new(),
+            gpu: None,
+            cgroup: None,
             pids: count(1024),
             scratch_bytes: bytes(1 << 30),
             shm_bytes: bytes(64 << 20),
@@ -85,7 +94,11 @@ impl SingularityConfig {
 
     /// Whether this can be used at all.
     pub(crate) fn validate(&self) -> Result<()> {
-        let folders = [Some(&self.folder), self.cache.as_ref()];
+        let group = match &self.cgroup {
+            Some(ControlGroup::At(path)) => Some(path),
+            Some(ControlGroup::Own) | None => None,
+        };
+        let folders = [Some(&self.folder), self.cache.as_ref(), group];
         for path in folders.into_iter().flatten().chain(self.images.values()) {
             if !path.is_absolute() {
                 let why = format!("{} is not an absolute path", path.display());
@@ -130,6 +143,8 @@ setters! {
     with_cache cache: Option<PathBuf>,
     with_image_format image_format: ImageFormat,
     with_images images: BTreeMap<ImageRef, PathBuf>,
+    with_gpu gpu: Option<GpuKind>,
+    with_cgroup cgroup: Option<ControlGroup>,
     with_pids pids: NonZeroU32,
     with_scratch_bytes scratch_bytes: NonZeroU64,
     with_shm_bytes shm_bytes: NonZeroU64,

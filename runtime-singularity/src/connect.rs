@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use v6_helper::{MonitorOptions, RunFolder, Sight, Verdict};
 use v6_runtime::{Capabilities, ErrorKind};
 
+use crate::cgroup::Groups;
 use crate::config::SingularityConfig;
 use crate::engine::Engine;
 use crate::error::{Error, Result, blocking};
@@ -54,16 +55,37 @@ pub(crate) async fn connect(config: SingularityConfig) -> Result<Arc<Shared>> {
         Some(slurm) => Some(Slurm::find(slurm.clone(), &config.owner).await?),
         None => None,
     };
+    let mut groups = None;
     match &slurm {
         Some(slurm) => {
-            with_slurm(slurm, &mut capabilities, &mut notices).await?;
+            let gpus = config.gpu.is_some();
+            with_slurm(slurm, gpus, &mut capabilities, &mut notices).await?;
         }
         None => {
             try_namespaces(&helper, &config.folder).await?;
-            notices.push(
-                "memory and processors of runs are not limited: there is no control group of our own"
-                    .into(),
-            );
+            if let Some(kind) = config.gpu {
+                kind.find()?;
+                capabilities.resources.gpu = true;
+            }
+            if let Some(which) = config.cgroup.clone() {
+                groups = Some(blocking(move || Groups::find(&which)).await?);
+            }
+            let kept = groups.as_ref();
+            capabilities.resources.cpu = kept.is_some_and(|groups| groups.cpu);
+            capabilities.resources.memory = kept.is_some_and(|groups| groups.memory);
+            capabilities.outcomes.out_of_memory = capabilities.resources.memory;
+            let kinds = [
+                ("memory", capabilities.resources.memory),
+                ("processors", capabilities.resources.cpu),
+            ];
+            let missing = kinds.iter().filter(|(_, kept)| !kept);
+            let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
+            if !missing.is_empty() {
+                notices.push(format!(
+                    "not limited: {} of runs, for which there is no control group of our own",
+                    missing.join(" and ")
+                ));
+            }
         }
     }
     let release = kernel_release();
@@ -78,6 +100,7 @@ pub(crate) async fn connect(config: SingularityConfig) -> Result<Arc<Shared>> {
         engine,
         images,
         runs,
+        groups,
         slurm,
         helper,
         seccomp,
@@ -89,10 +112,20 @@ pub(crate) async fn connect(config: SingularityConfig) -> Result<Arc<Shared>> {
 /// What changes where runs are jobs.
 async fn with_slurm(
     slurm: &Slurm,
+    gpus: bool,
     all: &mut Capabilities,
     notices: &mut Vec<String>,
 ) -> Result<()> {
-    all.resources.memory = slurm.limits_memory().await?;
+    let confined = slurm.confinement().await?;
+    all.resources.memory = confined.memory;
+    all.resources.gpu = gpus && confined.devices;
+    if gpus && !confined.devices {
+        notices.push(
+            "runs get no accelerators: this site's Slurm does not confine jobs to those that they ask \
+             for (ConstrainDevices)"
+                .into(),
+        );
+    }
     all.outcomes.out_of_memory = all.resources.memory;
     if !all.resources.memory {
         notices.push(

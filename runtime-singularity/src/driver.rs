@@ -80,7 +80,12 @@ fn explain(error: &Error) -> String {
 
 fn cause(error: &Error) -> StartFailureCause {
     match error {
-        Error::Host { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+        Error::Host { source, .. }
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            ) =>
+        {
             StartFailureCause::Unschedulable
         }
         _ => StartFailureCause::Engine,
@@ -153,7 +158,7 @@ async fn launch(shared: &Arc<Shared>, job: Job, image: Ready) -> Result<Launched
     let line = shared
         .engine
         .exec(&image, &planned.container, &planned.init);
-    let (shared, monitor) = (shared.clone(), planned.monitor);
+    let (shared, mut monitor) = (shared.clone(), planned.monitor);
     blocking(move || {
         let failed = Error::host("the mounts of this machine cannot be read");
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
@@ -172,6 +177,17 @@ async fn launch(shared: &Arc<Shared>, job: Job, image: Ready) -> Result<Launched
             let request =
                 shared.make_job(slurm, &job.id, &job.record, resources, &monitor, &line)?;
             return Ok(Ok(Launched::Made(slurm.clone(), Box::new(request))));
+        }
+        let resources = &job.spec.resources;
+        if let Some(groups) = shared
+            .groups
+            .as_ref()
+            .filter(|groups| groups.keep(resources))
+        {
+            let group = groups.place(shared.owner(), &job.id);
+            place.note_group(&group)?;
+            groups.make(&group, resources)?;
+            monitor = monitor.with_cgroup(group);
         }
         let environment = shared.engine.environment();
         place

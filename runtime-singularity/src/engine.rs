@@ -13,6 +13,7 @@ use v6_runtime::RegistryCredentials;
 use crate::command::{self, Said};
 use crate::config::ImageFormat;
 use crate::error::{Error, Result};
+use crate::gpu::GpuKind;
 use crate::image::Ready;
 
 /// The names under which it is looked for.
@@ -198,6 +199,9 @@ impl Engine {
         add(&["--hostname", "run"]);
         let seccomp = container.seccomp.display();
         add(&["--security", &format!("seccomp:{seccomp}")]);
+        if let Some(gpu) = container.gpu {
+            add(&[gpu.option()]);
+        }
         for bind in &container.binds {
             add(&["--mount", &bind.text()]);
         }
@@ -212,6 +216,8 @@ impl Engine {
 pub(crate) struct Container {
     pub(crate) binds: Vec<Bind>,
     pub(crate) seccomp: PathBuf,
+    /// Which accelerators it gets, if any.
+    pub(crate) gpu: Option<GpuKind>,
 }
 
 /// A file or folder that is seen inside.
@@ -312,18 +318,24 @@ mod tests {
             description: crate::image::Description::of_native(),
             native: false,
         };
-        let container = Container {
-            binds: Vec::new(),
-            seccomp: "/f/s".into(),
+        let line = |gpu| {
+            let container = Container {
+                binds: Vec::new(),
+                seccomp: "/f/s".into(),
+                gpu,
+            };
+            let line = engine.exec(&image, &container, &["/.v6/helper".into(), "init".into()]);
+            let line: Vec<_> = line.iter().map(|word| word.to_string_lossy()).collect();
+            line.join(" ")
         };
-        let line = engine.exec(&image, &container, &["/.v6/helper".into(), "init".into()]);
-        let line: Vec<_> = line.iter().map(|word| word.to_string_lossy()).collect();
         assert_eq!(
-            line.join(" "),
+            line(None),
             "/usr/bin/apptainer --silent exec --userns --containall --no-eval --no-privs --no-init \
              --no-mount bind-paths,hostfs,sys,tmp,home,cwd --hostname run --security seccomp:/f/s \
              /i/rootfs /.v6/helper init"
         );
+        assert!(line(Some(GpuKind::Nvidia)).contains(" seccomp:/f/s --nv /i/rootfs "));
+        assert!(line(Some(GpuKind::Rocm)).contains(" seccomp:/f/s --rocm /i/rootfs "));
         let names = engine.environment();
         assert!(names.iter().all(|(name, _)| !name.is_empty()));
         assert!(!names.iter().any(|(name, _)| name == "USER"));

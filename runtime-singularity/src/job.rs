@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use v6_helper::{MonitorOptions, RunLock, Sight, StopCause, TunnelOptions};
 use v6_runtime::{
-    Outcome, Pending, Resources, RunId, RunPhase, RunStatus, StartFailure, StartFailureCause,
+    Gpu, Outcome, Pending, Resources, RunId, RunPhase, RunStatus, StartFailure, StartFailureCause,
 };
 
 use crate::error::{Error, Result, blocking};
@@ -73,17 +73,22 @@ impl Shared {
             let left = deadline.duration_since(SystemTime::now());
             left.unwrap_or_default() + record.grace + Duration::from_secs(60)
         });
+        let ask = slurm
+            .config
+            .ask_for(&record.image.reference, &record.annotations);
         Ok(Request {
             name: slurm::job_name(self.owner(), id, &attempt),
             comment: format!("v6 owner={} run={id}", self.owner()),
             folder: place.path().to_owned(),
             script,
             log: place.file("job.log"),
-            ask: slurm
-                .config
-                .ask_for(&record.image.reference, &record.annotations),
             memory: resources.memory_bytes,
-            time: left.or(slurm.config.time_limit),
+            gpus: match resources.gpu {
+                Some(Gpu::Count(count)) => Some(count),
+                _ => None,
+            },
+            time: left.or(ask.time_limit),
+            ask,
         })
     }
 

@@ -54,7 +54,15 @@ pub(crate) fn without_a_word(job: &Job, begun: bool, place: &Place) -> Outcome {
         Over::TimeLimit => Outcome::Evicted(TIME_LIMIT.into()),
         Over::PutBack => Outcome::Evicted(PUT_BACK.into()),
         Over::OutOfMemory => Outcome::OutOfMemory,
-        Over::Deadline => Outcome::DeadlineExceeded,
+        // Not the run's own, which its monitor keeps: one that somebody gave the job at Slurm.
+        Over::Deadline => Outcome::FailedToStart(StartFailure::new(
+            StartFailureCause::Unschedulable,
+            format!(
+                "Slurm has removed its job {}, which could not be done before the deadline that it has \
+                 there{reason}",
+                job.id
+            ),
+        )),
         Over::NodeFailed => Outcome::NodeLost(format!("the compute node has failed{reason}")),
         Over::BootFailed => failed(format!("the compute node did not start{reason}")),
         Over::Completed | Over::Failed if !begun => failed(format!(

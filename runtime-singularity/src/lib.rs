@@ -48,6 +48,7 @@
 //!
 //! The names are not an interface.
 
+mod cgroup;
 mod cleanup;
 mod collect;
 mod command;
@@ -59,6 +60,7 @@ mod engine;
 mod error;
 mod examine;
 mod files;
+mod gpu;
 mod image;
 mod job;
 mod job_end;
@@ -77,6 +79,8 @@ mod translate;
 mod tunnel;
 mod watch;
 
+pub use cgroup::ControlGroup;
 pub use config::{ImageFormat, SingularityConfig};
+pub use gpu::GpuKind;
 pub use runtime::SingularityRuntime;
 pub use slurm::{SlurmConfig, SlurmListen, SlurmOptions};

@@ -14,6 +14,7 @@ use v6_runtime::{
 
 use crate::config::SingularityConfig;
 use crate::engine::{Bind, Container};
+use crate::gpu;
 use crate::image::Ready;
 use crate::record::Place;
 
@@ -307,9 +308,12 @@ pub(crate) fn plan(
         bind(&place.file("hosts"), "/etc/hosts", true)?,
         bind(&place.file("empty"), "/etc/resolv.conf", true)?,
     ]);
-    let seccomp = seccomp.to_owned();
     Ok(Plan {
-        container: Container { binds, seccomp },
+        container: Container {
+            binds,
+            seccomp: seccomp.to_owned(),
+            gpu: config.gpu.filter(|_| spec.resources.gpu.is_some()),
+        },
         init,
         monitor,
         files,
@@ -388,6 +392,14 @@ fn environment(spec: &RunSpec, image: &Ready) -> Vec<String> {
             _ => continue,
         };
         all.insert(name, value);
+    }
+    // `init` starts without what the engine puts there for the driver.
+    let libraries = match all.get("LD_LIBRARY_PATH") {
+        Some(own) => format!("{own}:{}", gpu::LIBRARIES),
+        None => gpu::LIBRARIES.to_owned(),
+    };
+    if spec.resources.gpu.is_some() && !image.native {
+        all.insert("LD_LIBRARY_PATH", &libraries);
     }
     // An image can write what no program can have.
     let usable = all

@@ -3,9 +3,11 @@
 //! Owners and run ids have no dot, so that names with one are never a run's.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::num::NonZeroU64;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -27,6 +29,7 @@ const RECORD: &str = "record.json";
 const FAILED: &str = "failed.json";
 const CONCLUDED: &str = "concluded.json";
 const JOB: &str = "job";
+const GROUP: &str = "group";
 /// More than the largest annotations and grants take.
 const MAX_RECORD: u64 = 1 << 20;
 
@@ -313,6 +316,24 @@ impl Place {
     /// Notes the number of its job.
     pub(crate) fn note_job(&self, id: u64) -> Result<()> {
         self.note(JOB, Ok(id.to_string().into_bytes()))
+    }
+
+    /// Notes its control group, which is to be removed with it.
+    pub(crate) fn note_group(&self, group: &Path) -> Result<()> {
+        self.note(GROUP, Ok(group.as_os_str().as_bytes().to_vec()))
+    }
+
+    /// Its control group, if it may have one.
+    pub(crate) fn group(&self) -> Result<Option<PathBuf>> {
+        let path = self.file(GROUP);
+        match read_bounded(&path) {
+            Ok(bytes) => Ok(Some(OsString::from_vec(bytes).into())),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => {
+                let what = format!("{} cannot be read", path.display());
+                Err(Error::host(what)(error))
+            }
+        }
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, blocking};
 use crate::look::Look;
 use crate::record::{Record, There};
 use crate::state::Shared;
-use crate::{files, plan, translate};
+use crate::{files, gpu, plan, translate};
 
 /// How often somebody else may be quicker.
 const ATTEMPTS: usize = 5;
@@ -28,6 +28,7 @@ impl Shared {
         dropped: &CancellationToken,
     ) -> v6_runtime::Result<Accepted> {
         self.capabilities.admit(spec)?;
+        gpu::admit(spec.resources.gpu, self.slurm.is_some())?;
         self.start_watching().await;
         let _lock = self.lock(id).await;
         // A cleanup that was called since then has said that there is nothing.

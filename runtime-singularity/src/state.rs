@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use v6_runtime::{Capabilities, Owner, Pending, RunId, WatchHub};
 
+use crate::cgroup::Groups;
 use crate::config::SingularityConfig;
 use crate::egress::Egress;
 use crate::engine::Engine;
@@ -23,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) images: Images,
     pub(crate) runs: Runs,
+    /// What limits runs on this machine, if anything does.
+    pub(crate) groups: Option<Groups>,
     /// What starts runs, if not this process.
     pub(crate) slurm: Option<Arc<Slurm>>,
     /// Our own program, as a file.
@@ -64,6 +67,7 @@ pub(crate) struct Settled {
     pub(crate) engine: Engine,
     pub(crate) images: Images,
     pub(crate) runs: Runs,
+    pub(crate) groups: Option<Groups>,
     pub(crate) slurm: Option<Arc<Slurm>>,
     pub(crate) helper: PathBuf,
     pub(crate) seccomp: PathBuf,
@@ -78,6 +82,7 @@ impl Shared {
             engine,
             images,
             runs,
+            groups,
             slurm,
             helper,
             seccomp,
@@ -91,6 +96,7 @@ impl Shared {
             engine,
             images,
             runs,
+            groups,
             slurm,
             helper,
             seccomp,

@@ -87,6 +87,11 @@ fn outcome(seen: &Seen<'_>, ended: &Ended) -> Outcome {
         }
         _ => {}
     }
+    // It is also said where only a child of the program was killed.
+    let killed = matches!(ended.verdict, Verdict::Exited(137) | Verdict::Signaled(9));
+    if ended.out_of_memory && killed {
+        return Outcome::OutOfMemory;
+    }
     let failed = |cause, message: &str| Outcome::FailedToStart(StartFailure::new(cause, message));
     let code = match &ended.verdict {
         Verdict::Exited(code) => *code,
@@ -150,6 +155,7 @@ fn refusal(words: &str) -> StartFailureCause {
         StartFailureCause::MountUnusable
     } else if any(&[
         "no space left on device",
+        "disk quota exceeded",
         "resource temporarily unavailable",
     ]) {
         StartFailureCause::Unschedulable

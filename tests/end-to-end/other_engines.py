@@ -40,16 +40,21 @@ def apptainer(kind: str = "singularity", **settings: Any) -> Engine:
 
 
 def slurm_commands() -> Path:
-    """Slurm's commands, of which `sbatch` takes its time while there is a file `slow` beside it."""
+    """Slurm's commands, of which `sbatch` takes its time while there is a file `slow` beside it, and
+    `sacct` writes a line into the file `asked` for each call."""
     folder = bed().services.work / "commands"
     if not folder.exists():
         folder.mkdir()
-        for name in ("squeue", "scancel", "sacct", "scontrol"):
+        for name in ("squeue", "scancel", "scontrol"):
             (folder / name).symlink_to(shutil.which(name))
-        sbatch = folder / "sbatch"
-        sbatch.write_text(f'#!/bin/sh\n[ ! -e {folder}/slow ] || /bin/sleep 4\n'
-                          f'exec {shutil.which("sbatch")} "$@"\n')
-        sbatch.chmod(0o755)
+        (folder / "asked").touch()
+        (folder / "asked").chmod(0o666)
+        before = {"sbatch": f"[ ! -e {folder}/slow ] || /bin/sleep 4",
+                  "sacct": f'echo "$*" >>{folder}/asked'}
+        for name, what in before.items():
+            command = folder / name
+            command.write_text(f'#!/bin/sh\n{what}\nexec {shutil.which(name)} "$@"\n')
+            command.chmod(0o755)
     return folder
 
 
@@ -60,9 +65,12 @@ def slurm() -> Engine:
         "conf": os.environ["V6_SLURM_CONF"],
         "listen": {"address": "127.0.0.1"},
         "images": {UNRULY: {"partition": "low"}},
-        "steps": {"federated_compute": {"partition": "main", "arguments": ["--nice=7"]}},
+        "steps": {"federated_compute": {"partition": "main", "cpus": 2, "arguments": ["--nice=7"]}},
     }
-    return apptainer("slurm", slurm=settings, run={"cpus": "none", "memory": "1GiB"})
+    limits = {"cpus": "none", "memory": "1GiB",
+              "images": {UNRULY: {"memory": "700MiB"}},
+              "steps": {"federated_compute": {"memory": "1GiB", "deadline": "1h"}}}
+    return apptainer("slurm", slurm=settings, run=limits)
 
 
 def changed(at: Collaboration, name: str, own: bool = False, **settings: Any) -> Node:

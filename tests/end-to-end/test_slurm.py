@@ -6,14 +6,18 @@ import os
 import pwd
 import signal
 import subprocess
+import time
 import unittest
+from contextlib import contextmanager
 from pathlib import Path
 
 import other_engines as engines
-from bed import until
+from bed import FINAL, until
 
 # slurmctld takes a node for lost after SlurmdTimeout, and looks now and then.
 LOST = 120
+# Seconds without slurmctld, in the long tests.
+OUTAGE = 600
 
 
 def runs(script: Path) -> bool:
@@ -44,11 +48,11 @@ class Slurm(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout.strip()
 
-    def job(self, task: int) -> tuple[str, str]:
-        """The number of the job of a task's run, and the compute node that it is on."""
+    def job(self, task: int, state: str = "RUNNING") -> tuple[str, str]:
+        """The number of the job of a task's run, and the compute node that it is on, if on one."""
         (run,) = self.at.user.runs(task)
-        jobs = self.tell("squeue", "--noheader", "--states=RUNNING", "--format=%i %N %j")
-        ours = [line.split() for line in jobs.splitlines() if f".run-{run.id}." in line]
+        jobs = self.tell("squeue", "--noheader", f"--states={state}", "--format=%i|%N|%j")
+        ours = [line.split("|") for line in jobs.splitlines() if f".run-{run.id}." in line]
         self.assertEqual(len(ours), 1, jobs)
         return ours[0][0], ours[0][1]
 
@@ -60,9 +64,10 @@ class Slurm(unittest.TestCase):
         self.at.active(task)
         return task
 
-    def crashed(self, task: int, *words: str, timeout: float = 60) -> None:
+    def crashed(self, task: int, *words: str, status: str = "crashed",
+                timeout: float = 60) -> None:
         run = self.at.ended(task, timeout)
-        self.assertEqual(run.status, "crashed", run.log)
+        self.assertEqual(run.status, status, run.log)
         for text in words:
             self.assertIn(text, run.log)
         self.gone()
@@ -94,8 +99,9 @@ class Slurm(unittest.TestCase):
     def test_a_step_and_an_image_ask_for_their_own(self):
         task = self.active("slow", seconds=5, value="nice")
         job = self.job(task)[0]
-        asked = self.tell("squeue", "--noheader", f"--jobs={job}", "--format=%y %P")
-        self.assertEqual(asked.split(), ["7", "low"])
+        asked = self.tell("squeue", "--noheader", f"--jobs={job}", "--format=%y %P %C %m %l")
+        # An hour and the grace, and a minute more.
+        self.assertEqual(asked.split(), ["7", "low", "2", "700M", "1:02:00"])
         self.completed(task, "nice")
 
     def test_a_folder_that_only_the_node_sees(self):
@@ -174,9 +180,20 @@ class Slurm(unittest.TestCase):
             self.assertEqual((run.status, self.at.user.result(task)), ("completed", "away"))
             task = self.at.start("slow", seconds=0, value="later")
             self.at.node.says("a job could not be submitted yet")
+            self.outage()
+            (run,) = self.at.user.runs(task)
+            self.assertNotIn(run.status, FINAL)
         finally:
             self.service("up")
         self.completed(task, "later")
+
+    def outage(self) -> None:
+        """A long one, if there is time for it."""
+        if "V6_TESTS_LONG" in os.environ:
+            end = time.monotonic() + OUTAGE
+            while time.monotonic() < end:
+                self.assertTrue(self.at.node.alive())
+                time.sleep(1)
 
     def test_killed_while_a_job_is_submitted(self):
         slow = engines.slurm_commands() / "slow"
@@ -191,6 +208,65 @@ class Slurm(unittest.TestCase):
         # The job of the attempt before comes into the queue, too, and does nothing.
         self.completed(task, "once")
         until(lambda: not self.tell("squeue", "--noheader", "--format=%j"), 30, "no job is left")
+
+    def test_only_the_accounting_knows(self):
+        asked = engines.slurm_commands() / "asked"
+        cancelled = self.active("slow")
+        self.tell("scontrol", "update", "PartitionName=low", "State=DOWN")
+        try:
+            waiting = self.at.start("slow")
+            self.at.node.says("PartitionDown")
+            job = self.job(waiting, "PENDING")[0]
+            self.at.node.kill()
+            self.tell("scontrol", "update", f"JobId={job}", "Deadline=now+1minute")
+        finally:
+            self.tell("scontrol", "update", "PartitionName=low", "State=UP")
+        self.tell("scancel", self.job(cancelled)[0])
+        self.service("forget")
+        pid = int((self.work / "run" / "slurmdbd.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        before = len(asked.read_text().splitlines())
+        self.at.node.start()
+        try:
+            # No answer is none that it never was.
+            until(lambda: len(asked.read_text().splitlines()) >= before + 4, 60, "sacct is asked")
+            for task in (cancelled, waiting):
+                (run,) = self.at.user.runs(task)
+                self.assertNotIn(run.status, FINAL)
+        finally:
+            self.service("up")
+        for task, status, words in (
+                (cancelled, "crashed", "cancelled at Slurm, by somebody else"),
+                (waiting, "start failed", "could not be done before the deadline")):
+            run = self.at.ended(task, 60)
+            self.assertEqual((run.status, words in run.log), (status, True), run.log)
+        self.gone()
+
+    @contextmanager
+    def account(self, name: str):
+        """The first node asks for another account."""
+        node = engines.changed(self.at, f"{self._testMethodName}", slurm={"account": name})
+        with engines.in_place_of_first(self.at, node):
+            yield node
+
+    def test_no_more_jobs_may_be_submitted(self):
+        with self.account("few") as node:
+            first = self.active("slow", seconds=5, value="first")
+            second = self.at.start("slow", seconds=0, value="second")
+            node.says("a job could not be submitted yet")
+            node.says("MaxSubmitJob")
+            for task, value in ((first, "first"), (second, "second")):
+                self.assertEqual(self.at.ended(task, 60).status, "completed")
+                self.assertEqual(self.at.user.result(task), value)
+        self.gone()
+
+    def test_the_processor_time_is_used_up(self):
+        with self.account("spent") as node:
+            task = self.at.start("slow")
+            node.says("AssocGrpCPUMinutesLimit")
+            self.at.user.kill(task)
+            self.assertEqual(self.at.ended(task).status, "killed by user")
+        self.gone()
 
     def test_slurm_and_the_node_are_away(self):
         task = self.active("slow", seconds=12, value="both")

@@ -2,7 +2,10 @@
 # Apptainer for tests, of our own, without installing it.
 #
 #   eval "$(apptainer.sh up WORKDIR [--singularity-ce])"   sets V6_APPTAINER, the command, and
-#                                       V6_APPTAINER_USER, who has to call it
+#                                       V6_APPTAINER_USER, who has to call it; and
+#                                       V6_APPTAINER_CGROUP, a control group that is the user's,
+#                                       where root and version 2 are there. Whoever uses it
+#                                       has to be in its group `suite`
 #   apptainer.sh stop WORKDIR           ends its containers; keeps the program
 #   apptainer.sh down WORKDIR           ends them and removes all that is left
 #
@@ -23,6 +26,7 @@ names() {
 	dir=$work/apptainer
 	root=$dir/root
 	fuse=$work/run/fuse.mode
+	group=v6-tests-apptainer-$(printf %s "$work" | fingerprint)
 }
 
 # Download packages of another release, with lists and settings of our own, from where
@@ -100,6 +104,19 @@ open_fuse() {
 	say "opened /dev/fuse to all, until down"
 }
 
+delegate() {
+	local at controllers
+	at=$(awk '$3 == "cgroup2" {print $2; exit}' /proc/mounts)
+	if [ "$(id -u)" != 0 ] || [ -z "$at" ]; then return 0; fi
+	controllers=" $(cat "$at/cgroup.controllers") "
+	case $controllers in *' cpu '*) ;; *) return 0 ;; esac
+	case $controllers in *' memory '*) ;; *) return 0 ;; esac
+	echo '+cpu +memory' >"$at/cgroup.subtree_control"
+	mkdir -p "$at/$group/suite"
+	chown -R "$V6_TEST_USER" "$at/$group"
+	echo "export V6_APPTAINER_CGROUP=$at/$group"
+}
+
 up() {
 	local debs command=apptainer
 	names
@@ -120,6 +137,7 @@ up() {
 	fi
 	say "$(as_user "$root/usr/bin/$command" --version) for $V6_TEST_USER"
 	echo "export V6_APPTAINER=$root/usr/bin/$command V6_APPTAINER_USER=$V6_TEST_USER"
+	delegate
 }
 fetch() { mkdir -p "$1" && download "$1"; }
 
@@ -136,6 +154,7 @@ stop() {
 
 down() {
 	stop
+	find /sys/fs/cgroup -depth -type d -path "*/$group*" -exec rmdir {} + 2>/dev/null || true
 	remove_tree "$dir"
 	if [ -e "$fuse" ]; then
 		chmod "$(cat "$fuse")" /dev/fuse

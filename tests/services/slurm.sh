@@ -4,19 +4,24 @@
 #   eval "$(slurm.sh up WORKDIR)"   sets V6_SLURM_CONF
 #   slurm.sh crash WORKDIR          kills its controller, once it has written down which jobs run;
 #                                   they go on, and `up` brings it back
+#   slurm.sh forget WORKDIR         has its controller forget all jobs that are over, as it does by itself
+#                                   after some minutes: only the accounting knows them then
 #   slurm.sh stop WORKDIR           ends its jobs and its daemons; keeps what the controller knows
 #   slurm.sh down WORKDIR           ends them and removes all that is left
 #
-# Debian's slurmctld, two slurmds and munge, with a key, ports and node names of their own, beside any
+# Debian's slurmctld, two slurmds, slurmdbd with MariaDB, and munge, with a key, ports and node names of their own, beside any
 # other cluster. Each node says that it has V6_SLURM_CPUS processors (default 16), whatever the machine
 # has, so that many small jobs run at once. Memory is limited where the machine has cgroups of version 1.
-# There is no accounting: what slurmctld has forgotten, nobody knows. Partitions: main, the default; low,
-# whose jobs are preempted by those of urgent; and short, where a job may take one minute.
+# Partitions: main, the default; low, whose jobs are preempted by those of urgent; and short, where a job
+# may take one minute. Accounts of the tests' user, whose limits are kept: tests, the default, without any;
+# few, with one job at once in Slurm's hands; and spent, which has used up its processor time.
 # Root only: slurmd starts jobs as the users who submit them. These have to be somebody else than root.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh
 . "$here/lib.sh"
 : "${V6_SLURM_CPUS:=16}"
+# Seconds for which the controller keeps a job that is over.
+MIN_JOB_AGE=300
 
 names() {
 	local mark
@@ -30,7 +35,7 @@ port() { sed -n "$1p" "$dir/ports"; }
 
 configure() {
 	local memory tracking=linuxproc task=none over=OverMemoryKill n=2 node
-	[ -s "$dir/ports" ] || for _ in 1 2 3 4; do free_port; done >"$dir/ports"
+	[ -s "$dir/ports" ] || for _ in 1 2 3 4 5; do free_port; done >"$dir/ports"
 	if [ -d /sys/fs/cgroup/memory ] && [ -d /sys/fs/cgroup/freezer ]; then
 		tracking=cgroup task=cgroup over=NoOverMemoryKill
 		cat >"$dir/cgroup.conf" <<-END
@@ -59,6 +64,12 @@ configure() {
 		JobAcctGatherType=jobacct_gather/linux
 		JobAcctGatherFrequency=1
 		JobAcctGatherParams=$over
+		AccountingStorageType=accounting_storage/slurmdbd
+		AccountingStorageHost=127.0.0.1
+		AccountingStoragePort=$(port 5)
+		AccountingStoragePass=$dir/munge/socket
+		AccountingStorageEnforce=associations,limits,qos
+		MinJobAge=$MIN_JOB_AGE
 		SwitchType=switch/none
 		MpiDefault=none
 		ReturnToService=2
@@ -71,6 +82,20 @@ configure() {
 		SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1
 		KillWait=5
 	END
+	install -o slurm -m 600 /dev/stdin "$dir/slurmdbd.conf" <<-END
+		AuthType=auth/munge
+		AuthInfo=socket=$dir/munge/socket
+		DbdHost=localhost
+		DbdAddr=127.0.0.1
+		DbdPort=$(port 5)
+		SlurmUser=slurm
+		LogFile=$work/log/slurmdbd.log
+		PidFile=$dir/log/slurmdbd.pid
+		StorageType=accounting_storage/mysql
+		StorageHost=localhost
+		StorageLoc=slurm
+		StorageUser=slurm
+	END
 	for node in "${nodes[@]}"; do
 		n=$((n + 1))
 		echo "NodeName=$node NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$(port $n) CPUs=$V6_SLURM_CPUS RealMemory=$memory"
@@ -82,7 +107,43 @@ configure() {
 		PartitionName=urgent PriorityTier=100 PreemptMode=OFF
 		PartitionName=short PriorityTier=10 MaxTime=1
 	END
-	chmod 644 "$dir"/*.conf
+	chmod 644 "$SLURM_CONF"
+	[ $task = none ] || chmod 644 "$dir/cgroup.conf"
+}
+
+as_slurm() { setpriv --reuid=slurm --regid=slurm --clear-groups "$@"; }
+
+# MariaDB behind a socket, and slurmdbd.
+account() {
+	local at=$dir/mariadb
+	if ! [ -e "$at/done" ]; then
+		rm -rf "$at"
+		mariadb-install-db --no-defaults --datadir="$at" --user=slurm --skip-test-db \
+			--auth-root-authentication-method=socket --auth-root-socket-user=slurm \
+			>"$work/log/mariadb-install.log" 2>&1 || die "no database: see $work/log/mariadb-install.log"
+		touch "$at/done"
+	fi
+	start_program mariadb mariadbd --no-defaults --datadir="$at" --user=slurm --skip-networking \
+		--socket="$at/socket" --pid-file="$at/pid" --innodb-buffer-pool-size=64M --innodb-flush-log-at-trx-commit=2
+	wait_for mariadb "an answer from MariaDB" as_slurm mariadb --no-defaults --socket="$at/socket" -e 'SELECT 1'
+	touch "$work/log/slurmdbd.log"
+	chown slurm "$work/log/slurmdbd.log"
+	start_program slurmdbd setpriv --reuid=slurm --regid=slurm --clear-groups \
+		env SLURM_CONF="$dir/slurmdbd.conf" MYSQL_UNIX_PORT="$at/socket" slurmdbd -D
+	wait_for slurmdbd "an answer from slurmdbd" sacctmgr --noheader list cluster
+}
+
+# Who may submit jobs, and how many.
+admit() {
+	if [ -n "$(sacctmgr --noheader list user "$V6_TEST_USER")" ]; then return 0; fi
+	[ -n "$(sacctmgr --noheader list cluster v6tests)" ] || sacctmgr -i add cluster v6tests
+	sacctmgr -i add account tests
+	sacctmgr -i add account few parent=tests
+	sacctmgr -i add account spent parent=tests GrpTRESMins=cpu=0
+	sacctmgr -i add user root account=tests
+	sacctmgr -i add user "$V6_TEST_USER" account=few MaxSubmitJobs=1
+	sacctmgr -i add user "$V6_TEST_USER" account=spent
+	sacctmgr -i add user "$V6_TEST_USER" account=tests DefaultAccount=tests
 }
 
 up() {
@@ -90,7 +151,7 @@ up() {
 	names
 	[ $# = 0 ] || die "up: unknown option $1"
 	[ "$(id -u)" = 0 ] || die "only root can start a Slurm cluster: its daemons start jobs as other users"
-	need_packages "Slurm" slurmctld slurmd slurm-client munge
+	need_packages "Slurm" slurmctld slurmd slurm-client slurmdbd munge mariadb-server-core mariadb-client-core
 	need_user
 	mkdir -p "$dir"/{state,spool,log}
 	chmod a+x "$work" "$dir"
@@ -106,6 +167,8 @@ up() {
 		--seed-file="$dir/munge/seed" --log-file="$dir/munge/log"
 	wait_for munged "an answer from munged" bash -c "munge -S '$dir/munge/socket' -n | unmunge -S '$dir/munge/socket'"
 	[ -s "$dir/slurm.conf" ] || configure
+	account
+	admit >>"$work/log/sacctmgr.log" 2>&1 || die "the accounts could not be made: see $work/log/sacctmgr.log"
 	touch "$work/log/slurmctld.log"
 	chown slurm "$work/log/slurmctld.log"
 	start_program slurmctld setpriv --reuid=slurm --regid=slurm --clear-groups slurmctld -D
@@ -142,6 +205,24 @@ crash() {
 	while alive slurmctld; do sleep 0.02; done
 }
 
+# How often it looks depends on the age, too.
+forget() {
+	names
+	age 10
+	for _ in $(seq 600); do
+		if [ -z "$(squeue --noheader --states=BF,CA,CD,DL,F,NF,OOM,PR,TO)" ]; then break; fi
+		sleep 0.1
+	done
+	age "$MIN_JOB_AGE"
+	[ -z "$(squeue --noheader --states=BF,CA,CD,DL,F,NF,OOM,PR,TO)" ] || die "some jobs are not forgotten"
+}
+
+# For how many seconds it keeps jobs that are over: age SECONDS
+age() {
+	sed -i "s/^MinJobAge=.*/MinJobAge=$1/" "$dir/slurm.conf"
+	scontrol reconfigure
+}
+
 stop() {
 	local node
 	names
@@ -149,7 +230,7 @@ stop() {
 		stop_program "slurmd-$node"
 		end_jobs "$node"
 	done
-	for node in slurmctld munged; do stop_program "$node"; done
+	for node in slurmctld slurmdbd mariadb munged; do stop_program "$node"; done
 }
 
 # What a node has started does not end with it: end_jobs NODE

@@ -58,6 +58,7 @@ v6-helper monitor --folder FOLDER [OPTION…] -- COMMAND [ARGUMENT…]
     --deadline SECONDS[.FRACTION] Unix time at which the run is asked to end
     --grace SECONDS               from there to the kill (default 10)
     --log-bytes BYTES             the most that is kept of what the run prints (default 64 MiB)
+    --cgroup FOLDER               the control group of version 2 that COMMAND is put into
 
 v6-helper examine [--control HOST:PORT] [--network none|denied]
     Tries what a run must not be able to do and prints what it saw as JSON. HOST:PORT must

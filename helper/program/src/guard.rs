@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::cgroup;
 use crate::monitor_args::{Monitor, Tmpfs};
 use crate::namespaces;
 use crate::sys;
@@ -38,13 +39,20 @@ pub fn start(options: &Monitor, program: &Program, words: &OwnedFd) -> Result<Gu
     let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let (told, tell) = sys::pipe().map_err(failed("cannot make a pipe"))?;
     let (life, hold) = sys::pipe().map_err(failed("cannot make a pipe"))?;
+    // Opened here: what the run's own name spaces allow is not what counts.
+    let group = options.cgroup.as_deref().map(cgroup::door).transpose();
+    let group = group.map_err(failed("cannot open the run's control group"))?;
     let ids = namespaces::ids();
     let pid = namespaces::fork_into_new().map_err(failed(
         "cannot make a user name space, as the run's isolation needs",
     ))?;
     if pid == 0 {
         drop((told, hold));
-        std::process::exit(guard(options, program, ids, words, &life, tell).unwrap_or(125));
+        let entered = group.map_or(Ok(()), cgroup::enter);
+        let entered = entered.map_err(failed("cannot enter the run's control group"));
+        std::process::exit(
+            guard(options, program, entered, ids, words, &life, tell).unwrap_or(125),
+        );
     }
     drop(tell);
     let mut text = String::new();
@@ -62,6 +70,7 @@ pub fn start(options: &Monitor, program: &Program, words: &OwnedFd) -> Result<Gu
 fn guard(
     options: &Monitor,
     program: &Program,
+    entered: Result<(), String>,
     ids: (u32, u32),
     words: &OwnedFd,
     life: &OwnedFd,
@@ -72,8 +81,8 @@ fn guard(
         let _ = tell.write_all(what.as_bytes());
     };
     // What the starter reads from must not stay open for as long as the run lasts.
-    let prepared = sys::silence()
-        .map_err(|error| format!("cannot open /dev/null: {error}"))
+    let prepared = entered
+        .and_then(|()| sys::silence().map_err(|error| format!("cannot open /dev/null: {error}")))
         .and_then(|()| {
             sys::die_with_parent()
                 .map_err(|error| format!("cannot be ended with its parent: {error}"))

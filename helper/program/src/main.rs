@@ -2,6 +2,7 @@
 //! what it does.
 
 mod args;
+mod cgroup;
 mod claim;
 mod examine;
 mod examine_pod;

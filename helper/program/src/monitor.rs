@@ -16,6 +16,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::cgroup;
 use crate::guard::{self, Guard, Program};
 use crate::log_file::LogFile;
 use crate::monitor_args::{Monitor, TunnelArgs};
@@ -279,16 +280,21 @@ impl Held {
                 break end;
             }
         };
-        self.finish(end)
+        self.finish(options, end)
     }
 
     /// All processes of the run are gone: what they have left in the pipes is all there is.
-    fn finish(mut self, end: End) -> Result<i32, String> {
+    fn finish(mut self, options: &Monitor, end: End) -> Result<i32, String> {
         take(&mut self.log, 1, &mut self.stdout, usize::MAX);
         take(&mut self.log, 2, &mut self.stderr, usize::MAX);
         while matches!(self.words.take(), Words::Some) {}
         self.state.finished = Some(now());
         self.state.dropped = self.log.dropped;
+        if let Some(group) = &options.cgroup {
+            self.state.out_of_memory = cgroup::ran_out_of_memory(group);
+            // Whoever made it removes it if this fails.
+            let _ = fs::remove_dir(group);
+        }
         let verdict = Verdict::Ended(end);
         let mut tries = 0;
         loop {

@@ -15,6 +15,8 @@ pub struct Monitor {
     pub deadline: Option<Duration>,
     pub grace: Duration,
     pub log_bytes: u64,
+    /// The control group that the run is in, made by whoever starts this.
+    pub cgroup: Option<OsString>,
     /// It is a job of a batch system, for this attempt at the run.
     pub job: Option<OsString>,
     pub env_file: Option<OsString>,
@@ -50,6 +52,7 @@ pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Monitor, S
         deadline: None,
         grace: Duration::from_secs(10),
         log_bytes: 64 << 20,
+        cgroup: None,
         job: None,
         env_file: None,
         tunnel: None,
@@ -73,6 +76,7 @@ pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Monitor, S
             "--deadline" => monitor.deadline = Some(parse_seconds(name, &value)?),
             "--grace" => monitor.grace = parse_seconds(name, &value)?,
             "--log-bytes" => monitor.log_bytes = parse_bytes(name, &value)?,
+            "--cgroup" => monitor.cgroup = Some(value),
             "--job" => monitor.job = Some(value),
             "--tunnel" => monitor.tunnel = Some(parse_tunnel(&value)?),
             "--env-file" => monitor.env_file = Some(value),

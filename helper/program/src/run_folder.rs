@@ -165,6 +165,8 @@ pub struct State {
     pub finished: Option<Duration>,
     /// Bytes of the log that had no room.
     pub dropped: u64,
+    /// Whether the kernel has killed a process of the run for want of memory.
+    pub out_of_memory: bool,
 }
 
 impl State {
@@ -203,6 +205,9 @@ impl State {
         }
         if self.dropped > 0 {
             let _ = write!(json, ",\"dropped\":{}", self.dropped);
+        }
+        if self.out_of_memory {
+            json.push_str(",\"out_of_memory\":true");
         }
         if let Phase::Stopping(cause) | Phase::Ended(_, cause) = phase {
             let _ = write!(json, ",\"cause\":\"{}\"", cause.as_str());

@@ -9,6 +9,7 @@ mod database;
 mod egress;
 mod environment;
 mod kubernetes;
+mod limits;
 mod problem;
 mod reader;
 mod runtime;
@@ -29,8 +30,8 @@ pub use environment::Environment;
 pub use problem::{Notice, Origin, Problem, Problems, Weight};
 use reader::{Context, Fault, Field, Section};
 pub use types::{
-    Config, Encryption, Hq, ImageException, Keycloak, Listen, Proxy, RegistryLogin, RunLimits,
-    Runtime, RuntimeKind, Singularity, Slurm, SlurmAsk, Total,
+    Config, ControlGroup, Encryption, GpuKind, Hq, ImageException, Keycloak, Listen, OwnLimits,
+    Proxy, RegistryLogin, RunLimits, Runtime, RuntimeKind, Singularity, Slurm, SlurmAsk, Total,
 };
 
 use crate::secret::Secret;

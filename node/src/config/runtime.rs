@@ -1,7 +1,6 @@
 //! The `runtime:` section, which V6 does not have.
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,21 +12,11 @@ use super::database::{Database, Located, Source, absolute};
 use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
-use super::types::{ImageException, Proxy, RunLimits, Runtime, RuntimeKind, Total};
-use super::{kubernetes, singularity, slurm, units};
+use super::types::{ImageException, Proxy, Runtime, RuntimeKind};
+use super::{kubernetes, limits, singularity, slurm};
 use crate::hq::{Action, proxy_address};
 use crate::policy::ImagePattern;
 use crate::secret::Secret;
-
-/// What a run gets unless the operator says otherwise. Python with a data frame of
-/// some million rows fits; what it needs beyond, the operator grants.
-const ONE_CPU: NonZeroU32 = NonZeroU32::new(1000).unwrap();
-const PIDS: NonZeroU32 = NonZeroU32::new(512).unwrap();
-const ONE_GIB: NonZeroU64 = NonZeroU64::new(1 << 30).unwrap();
-const TWO_GIB: NonZeroU64 = NonZeroU64::new(2 << 30).unwrap();
-const LOG_LIMIT: NonZeroU64 = NonZeroU64::new(16 << 20).unwrap();
-/// A central task waits for the slowest of its subtasks.
-const SEVEN_DAYS: Duration = Duration::from_secs(7 * 86_400);
 
 pub(super) fn read(
     context: &Context,
@@ -45,7 +34,7 @@ pub(super) fn read(
     let path = |field: &Field<'_>| field.text().map(|text| absolute(context.directory(), text));
     let data_dir = section.read("data_dir", path);
     let runtime_dir = section.read("runtime_dir", path);
-    let run = limits(&section.section("run"));
+    let limits = limits::read(context, &section.section("run"), &section.section("total"));
     read_databases(context, &section.section("databases"), databases);
     Runtime {
         kind: kind.unwrap_or(RuntimeKind::Docker),
@@ -56,8 +45,10 @@ pub(super) fn read(
         max_concurrent_runs: section
             .read("max_concurrent_runs", |field| field.integer(1..=10_000))
             .unwrap_or(8),
-        total: total(&section.section("total"), &run),
-        run,
+        total: limits.total,
+        run: limits.run,
+        run_by_step: limits.by_step,
+        run_by_image: limits.by_image,
         poll_interval: section
             .read("poll_interval", Field::duration)
             .unwrap_or(Duration::from_secs(60)),
@@ -70,95 +61,6 @@ pub(super) fn read(
         kubernetes: kubernetes::read(context, &section.section("kubernetes")),
         proxy: proxy(context, environment, &section.section("proxy")),
         ca_certificates: section.list("ca_certificates", path).unwrap_or_default(),
-    }
-}
-
-fn limits(run: &Section<'_>) -> RunLimits {
-    let size = |key, default: NonZeroU64| {
-        run.read(key, Field::size)
-            .and_then(NonZeroU64::new)
-            .unwrap_or(default)
-    };
-    let limits = RunLimits {
-        cpu_milli: run
-            .read("cpus", |field| or_none(field, Field::cpus))
-            .map_or(Some(ONE_CPU), |cpus| cpus.and_then(NonZeroU32::new)),
-        memory_bytes: run
-            .read("memory", |field| or_none(field, Field::size))
-            .map_or(Some(TWO_GIB), |size| size.and_then(NonZeroU64::new)),
-        pids: run
-            .read("pids", |field| {
-                or_none(field, |field| field.integer(1..=4_194_304))
-            })
-            .map_or(Some(PIDS), |pids| pids.and_then(NonZeroU32::new)),
-        scratch_bytes: size("scratch", ONE_GIB),
-        output_bytes: size("max_output", ONE_GIB),
-        deadline: run
-            .read("deadline", |field| or_none(field, Field::duration))
-            .unwrap_or(Some(SEVEN_DAYS)),
-        grace: run
-            .read("grace", Field::duration)
-            .unwrap_or(Duration::from_secs(10)),
-        log_bytes: size("log_limit", LOG_LIMIT),
-    };
-    run.finish();
-    limits
-}
-
-/// A value, or the word `none` for no limit.
-fn or_none<'a, T>(
-    field: &Field<'a>,
-    read: impl FnOnce(&Field<'a>) -> Result<T, Fault>,
-) -> Result<Option<T>, Fault> {
-    match field.text()?.as_str() {
-        "none" => Ok(None),
-        _ => read(field).map(Some),
-    }
-}
-
-/// Runs without a limit of their own have no sum that could be kept.
-fn unlimited<T>(key: &str) -> Result<T, Fault> {
-    fault(
-        format!("one run has no limit (runtime.run.{key}: none), so that no sum can be kept"),
-        format!("remove it, or give runtime.run.{key} a value"),
-    )
-}
-
-/// A single run that is larger than the sum allowed would wait for ever.
-fn total(section: &Section<'_>, run: &RunLimits) -> Total {
-    let cpu_milli = section.read("cpus", |field| {
-        let milli = field.cpus()?;
-        let Some(one) = run.cpu_milli else {
-            return unlimited("cpus");
-        };
-        if milli < one.get() {
-            return fault(
-                "it is less than one run needs, so that no run could ever start",
-                format!("write at least {one}m, or lower runtime.run.cpus"),
-            );
-        }
-        Ok(milli)
-    });
-    let memory_bytes = section.read("memory", |field| {
-        let bytes = field.size()?;
-        let Some(one) = run.memory_bytes else {
-            return unlimited("memory");
-        };
-        if bytes < one.get() {
-            return fault(
-                "it is less than one run needs, so that no run could ever start",
-                format!(
-                    "write at least {}, or lower runtime.run.memory",
-                    units::show_size(one.get())
-                ),
-            );
-        }
-        Ok(bytes)
-    });
-    section.finish();
-    Total {
-        cpu_milli: cpu_milli.and_then(NonZeroU32::new),
-        memory_bytes: memory_bytes.and_then(NonZeroU64::new),
     }
 }
 

@@ -8,7 +8,7 @@ use v6_runtime::ImageRef;
 use super::database::absolute;
 use super::reader::{Context, Fault, Field, Section, fault};
 use super::runtime::choice;
-use super::types::Singularity;
+use super::types::{ControlGroup, GpuKind, Singularity};
 
 pub(super) fn read(context: &Context, section: &Section<'_>) -> Singularity {
     let path = |field: &Field<'_>| field.text().map(|text| absolute(context.directory(), text));
@@ -24,6 +24,13 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Singularity {
     let format = section.read("image_format", |field| {
         choice(field, &["folder", "sif"], |word| word)
     });
+    let kinds = [GpuKind::Nvidia, GpuKind::Rocm];
+    let gpu = section.read("gpu", |field| {
+        choice(field, &kinds, |kind| match kind {
+            GpuKind::Nvidia => "nvidia",
+            GpuKind::Rocm => "rocm",
+        })
+    });
     let read = Singularity {
         // A name alone is looked up in PATH.
         program: section.read("program", |field| {
@@ -36,6 +43,12 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Singularity {
         cache: section.read("cache", path),
         sif: format == Some("sif"),
         images,
+        gpu,
+        cgroup: section.read("cgroup", |field| match field.text()?.as_str() {
+            "own" => Ok(ControlGroup::Own),
+            "none" => fault("there is no such control group", "remove the key"),
+            _ => path(field).map(ControlGroup::At),
+        }),
     };
     section.finish();
     read

@@ -1,6 +1,7 @@
 //! The `runtime.slurm:` section.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 
 use super::database::absolute;
@@ -39,7 +40,6 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Slurm {
         ask: ask(section),
         steps,
         images: images.collect(),
-        time_limit: section.read("time_limit", Field::duration),
         max_jobs: section
             .read("max_jobs", |field| field.integer(1..=100_000))
             .unwrap_or(JOBS),
@@ -58,6 +58,10 @@ fn ask(section: &Section<'_>) -> SlurmAsk {
         qos: word("qos"),
         constraint: word("constraint"),
         gres: word("gres"),
+        cpus: section
+            .read("cpus", |field| field.integer(1..=65_536))
+            .and_then(NonZeroU32::new),
+        time_limit: section.read("time_limit", Field::duration),
         arguments: section
             .list("arguments", |field| field.text())
             .unwrap_or_default(),

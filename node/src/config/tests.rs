@@ -159,17 +159,19 @@ runtime:
   slurm:
     partition: main
     arguments: [--nice=10]
+    cpus: 2
     time_limit: 2h
     listen: {address: 10.0.0.5, ports: 50000-50009}
     images: {"localhost/large:1": {gres: "gpu:1"}}
-    steps: {central_compute: {partition: long}, preprocessing: {}}
+    steps: {central_compute: {partition: long, time_limit: 3d}, preprocessing: {}}
 "#;
     let runtime = read(text, &flat_environment()).unwrap().runtime;
     assert_eq!(runtime.kind, RuntimeKind::Slurm);
     let slurm = runtime.slurm;
     assert_eq!(slurm.ask.partition.as_deref(), Some("main"));
     assert_eq!(slurm.ask.arguments, ["--nice=10"]);
-    assert_eq!(slurm.time_limit, Some(Duration::from_secs(7200)));
+    assert_eq!(slurm.ask.cpus.map(NonZero::get), Some(2));
+    assert_eq!(slurm.ask.time_limit, Some(Duration::from_secs(7200)));
     assert_eq!(slurm.max_jobs, 100);
     assert_eq!(slurm.listen.unwrap().ports, 50_000..=50_009);
     let (image, own) = slurm.images.first_key_value().unwrap();
@@ -180,6 +182,7 @@ runtime:
         panic!("{steps:?}");
     };
     assert_eq!(own.partition.as_deref(), Some("long"));
+    assert_eq!(own.time_limit, Some(Duration::from_secs(3 * 86_400)));
 
     let text = text
         .replace("10.0.0.5", "submit.example.org")
@@ -250,6 +253,59 @@ runtime:
 }
 
 #[test]
+fn some_runs_get_other_limits() {
+    let text = r#"
+hq_url: https://hq.example.org
+port: 443
+api_path: /hq
+encryption: {enabled: false}
+runtime:
+  run:
+    memory: 4GiB
+    steps: {central_compute: {memory: 512MiB, deadline: none}}
+    gpus: 1
+    images: {"localhost/large:1": {memory: 32GiB, cpus: none, max_output: 8GiB, gpus: all}}
+"#;
+    let central = Some(crate::hq::Action::CentralCompute);
+    let compute = Some(crate::hq::Action::FederatedCompute);
+    let runtime = read(text, &flat_environment()).unwrap().runtime;
+    let memory = |step, image| {
+        let limits = runtime.limits(step, image);
+        limits.memory_bytes.map(|bytes| bytes.get() >> 20)
+    };
+    assert_eq!(memory(compute, "localhost/other:1"), Some(4096));
+    assert_eq!(memory(central, "localhost/other:1"), Some(512));
+    assert_eq!(memory(None, "Not A Name"), Some(4096));
+    assert_eq!(memory(central, "localhost/large:1"), Some(32 << 10));
+    let both = runtime.limits(central, "localhost/large:1");
+    assert_eq!((both.deadline, both.cpu_milli), (None, None));
+    assert_eq!(both.output_bytes.get(), 8 << 30);
+    assert_eq!(both.pids, runtime.run.pids);
+    let one = v6_runtime::Gpu::Count(std::num::NonZeroU32::MIN);
+    assert_eq!(
+        (runtime.run.gpus, both.gpus),
+        (Some(one), Some(v6_runtime::Gpu::All))
+    );
+
+    let text = text
+        .replace("512MiB", "lots")
+        .replace("max_output", "log_limit")
+        .replace("gpus: 1", "gpus: 0");
+    let text = format!("{text}  total: {{memory: 8GiB, cpus: 500m}}\n");
+    let shown = problems(&text, &flat_environment());
+    for wrong in [
+        "steps.central_compute.memory: \"lots\"",
+        "log_limit: no such key",
+        "at least 32GiB, or lower runtime.run.images.localhost/large:1.memory",
+        "run.gpus",
+        "images.localhost/large:1.cpus: none",
+        "at least 1000m, or lower runtime.run.cpus",
+    ] {
+        assert!(shown.contains(wrong), "{wrong}: {shown}");
+    }
+}
+
+#[test]
 fn apptainers_images_and_absent_limits_are_read() {
     let text = r#"
 hq_url: https://hq.example.org
@@ -261,6 +317,8 @@ runtime:
   run: {cpus: none, memory: none}
   singularity:
     image_format: sif
+    gpu: rocm
+    cgroup: own
     images: {"localhost/average:1": images/average.sif}
 "#;
     let runtime = read(text, &flat_environment()).unwrap().runtime;
@@ -270,16 +328,24 @@ runtime:
         (None, None)
     );
     assert!(runtime.singularity.sif);
+    assert_eq!(runtime.singularity.gpu, Some(GpuKind::Rocm));
+    assert_eq!(runtime.singularity.cgroup, Some(ControlGroup::Own));
     let images: Vec<_> = runtime.singularity.images.into_iter().collect();
     let name = v6_runtime::ImageRef::parse("localhost/average:1").unwrap();
     assert_eq!(images, [(name, "/etc/v6/images/average.sif".into())]);
 
     let text = text
         .replace("localhost/average:1", "Not A Name")
-        .replace("sif\n", "zip\n");
+        .replace("sif\n", "zip\n")
+        .replace("cgroup: own", "cgroup: none");
     let text = format!("{text}  total: {{memory: 8GiB}}\n");
     let shown = problems(&text, &flat_environment());
-    for wrong in ["Not A Name", "image_format", "runtime.run.memory: none"] {
+    for wrong in [
+        "Not A Name",
+        "image_format",
+        "singularity.cgroup",
+        "runtime.run.memory: none",
+    ] {
         assert!(shown.contains(wrong), "{wrong}: {shown}");
     }
 }

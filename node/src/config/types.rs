@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
-use v6_runtime::{ImageRef, Owner};
+use v6_runtime::{Gpu, ImageRef, Owner};
 
 use super::database::Database;
 use super::egress::Endpoint;
@@ -115,8 +115,12 @@ pub struct Runtime {
     pub max_concurrent_runs: usize,
     /// Sum over all runs in progress; more wait.
     pub total: Total,
-    /// What each run gets.
+    /// What each run gets that has nothing of its own.
     pub run: RunLimits,
+    /// What runs of these steps get instead.
+    pub run_by_step: BTreeMap<Action, OwnLimits>,
+    /// What runs of these images get instead of both.
+    pub run_by_image: BTreeMap<ImageRef, OwnLimits>,
     /// How often HQ's open runs are compared with the engine's, apart from events.
     pub poll_interval: Duration,
     /// Images that get more than the others.
@@ -139,6 +143,25 @@ pub struct Runtime {
     pub ca_certificates: Vec<PathBuf>,
 }
 
+impl Runtime {
+    /// What a run of this step and image gets; the image by the name that was asked for.
+    #[must_use]
+    pub fn limits(&self, step: Option<Action>, image: &str) -> RunLimits {
+        let step = step.and_then(|step| self.run_by_step.get(&step));
+        let image = ImageRef::parse(image).ok();
+        let image = image.and_then(|image| self.run_by_image.get(&image));
+        let own = step.into_iter().chain(image);
+        own.fold(self.run.clone(), |below, own| own.over(below))
+    }
+
+    /// What the runs get: those that have nothing of their own, and each exception over these.
+    pub(crate) fn all_limits(&self) -> impl Iterator<Item = RunLimits> {
+        let own = self.run_by_step.values().chain(self.run_by_image.values());
+        let own = own.map(|own| own.over(self.run.clone()));
+        std::iter::once(self.run.clone()).chain(own)
+    }
+}
+
 /// Limits on the sum of all runs in progress; `None` is no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Total {
@@ -157,6 +180,8 @@ pub struct RunLimits {
     pub memory_bytes: Option<NonZeroU64>,
     /// Processes and threads; `None` is no limit.
     pub pids: Option<NonZeroU32>,
+    /// Accelerators; `None` is none.
+    pub gpus: Option<Gpu>,
     /// The temporary folder's size in bytes.
     pub scratch_bytes: NonZeroU64,
     /// The size of each output file in bytes.
@@ -167,6 +192,44 @@ pub struct RunLimits {
     pub grace: Duration,
     /// Bytes of output (stdout and stderr) that are kept.
     pub log_bytes: NonZeroU64,
+}
+
+/// The limits in which some runs differ; `None` is as all have it, and an inner `None` no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnLimits {
+    /// [`RunLimits::cpu_milli`]
+    pub cpu_milli: Option<Option<NonZeroU32>>,
+    /// [`RunLimits::memory_bytes`]
+    pub memory_bytes: Option<Option<NonZeroU64>>,
+    /// [`RunLimits::pids`]
+    pub pids: Option<Option<NonZeroU32>>,
+    /// [`RunLimits::gpus`]
+    pub gpus: Option<Option<Gpu>>,
+    /// [`RunLimits::scratch_bytes`]
+    pub scratch_bytes: Option<NonZeroU64>,
+    /// [`RunLimits::output_bytes`]
+    pub output_bytes: Option<NonZeroU64>,
+    /// [`RunLimits::deadline`]
+    pub deadline: Option<Option<Duration>>,
+    /// [`RunLimits::grace`]
+    pub grace: Option<Duration>,
+}
+
+impl OwnLimits {
+    /// These, where something is set, and those below elsewhere.
+    pub(super) fn over(&self, below: RunLimits) -> RunLimits {
+        RunLimits {
+            cpu_milli: self.cpu_milli.unwrap_or(below.cpu_milli),
+            memory_bytes: self.memory_bytes.unwrap_or(below.memory_bytes),
+            pids: self.pids.unwrap_or(below.pids),
+            gpus: self.gpus.unwrap_or(below.gpus),
+            scratch_bytes: self.scratch_bytes.unwrap_or(below.scratch_bytes),
+            output_bytes: self.output_bytes.unwrap_or(below.output_bytes),
+            deadline: self.deadline.unwrap_or(below.deadline),
+            grace: self.grace.unwrap_or(below.grace),
+            log_bytes: below.log_bytes,
+        }
+    }
 }
 
 /// The engines by name.
@@ -208,6 +271,28 @@ pub struct Singularity {
     pub sif: bool,
     /// Images of this machine by name: files or folders. Absolute.
     pub images: BTreeMap<ImageRef, PathBuf>,
+    /// Which accelerators there are.
+    pub gpu: Option<GpuKind>,
+    /// What limits memory and processors of runs.
+    pub cgroup: Option<ControlGroup>,
+}
+
+/// A part of the tree of control groups, of version 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlGroup {
+    /// That of the node's service.
+    Own,
+    /// This one. Absolute.
+    At(PathBuf),
+}
+
+/// Kinds of accelerators, by their drivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuKind {
+    /// NVIDIA's.
+    Nvidia,
+    /// AMD's.
+    Rocm,
 }
 
 /// The `runtime.slurm:` section. What is not set is as the site has it.
@@ -223,8 +308,6 @@ pub struct Slurm {
     pub steps: BTreeMap<Action, SlurmAsk>,
     /// What jobs of these images ask for instead and in addition to both.
     pub images: BTreeMap<ImageRef, SlurmAsk>,
-    /// How long a job may take whose run has no deadline.
-    pub time_limit: Option<Duration>,
     /// The most jobs of this node in Slurm's hands.
     pub max_jobs: u32,
     /// Where compute nodes reach this node; runs reach nobody if none.
@@ -277,6 +360,10 @@ pub struct SlurmAsk {
     pub constraint: Option<String>,
     /// `--gres`
     pub gres: Option<String>,
+    /// `--cpus-per-task`
+    pub cpus: Option<NonZeroU32>,
+    /// How long a job may take whose run has no deadline.
+    pub time_limit: Option<Duration>,
     /// Further options of `sbatch`.
     pub arguments: Vec<String>,
 }

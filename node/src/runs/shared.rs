@@ -11,7 +11,7 @@ use super::capacity::{Capacity, Share};
 use crate::config::Config;
 use crate::crypto::Codec;
 use crate::gateway::Gateway;
-use crate::hq::{Backoff, Emit, Hq, Identity, RunStatus, Socket};
+use crate::hq::{Action, Backoff, Emit, Hq, Identity, RunStatus, Socket};
 use crate::session::Sessions;
 
 use super::context::RunContext;
@@ -46,10 +46,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// What one run takes of the machine.
+    /// What a run of this step and image takes of the machine.
     #[must_use]
-    pub fn share(&self) -> Share {
-        let run = &self.config.runtime.run;
+    pub fn share(&self, step: Option<Action>, image: &str) -> Share {
+        let run = self.config.runtime.limits(step, image);
         Share {
             cpu_milli: run.cpu_milli.map_or(0, |milli| milli.get().into()),
             memory_bytes: run.memory_bytes.map_or(0, NonZero::get),

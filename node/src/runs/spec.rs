@@ -108,13 +108,14 @@ pub fn prepare(config: &Config, us: &Identity, gathered: Gathered<'_>) -> Result
         dataframes,
         session_files,
     } = gathered;
-    let limits = &config.runtime.run;
+    let limits = config.runtime.limits(Some(action), &run.task.image);
     let mut context = RunContext::of(run, config.share_algorithm_logs, limits.output_bytes.get())
         .map_err(|word| refuse(RunStatus::Failed, word.to_string()))?;
     let mut resources = Resources::default().with_scratch_bytes(limits.scratch_bytes);
     resources.pids = limits.pids;
     resources.cpu_milli = limits.cpu_milli;
     resources.memory_bytes = limits.memory_bytes;
+    resources.gpu = limits.gpus;
     let mut spec = RunSpec::new(image)
         .with_resources(resources)
         .with_grace(limits.grace);

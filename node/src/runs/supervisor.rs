@@ -268,7 +268,8 @@ impl Supervisor {
     fn adopt(&mut self, context: RunContext) {
         let kill = self.enter(context.run);
         let node = self.node.clone();
-        let permit = node.capacity.take(node.share());
+        let share = node.share(context.action().ok(), &context.image);
+        let permit = node.capacity.take(share);
         self.tasks.spawn(async move {
             let run = context.run;
             node.gateway.admit(context.clone());
@@ -302,10 +303,8 @@ async fn see_through(
 
 /// One run from HQ's offer to its end.
 async fn carry_out(node: &Arc<Node>, run: OpenRun, kill: &CancellationToken) {
-    let started = match kill
-        .run_until_cancelled(node.capacity.acquire(node.share()))
-        .await
-    {
+    let share = node.share(run.task.action().ok(), &run.task.image);
+    let started = match kill.run_until_cancelled(node.capacity.acquire(share)).await {
         Some(permit) => start(node, &run, kill)
             .await
             .map(|context| (context, permit)),

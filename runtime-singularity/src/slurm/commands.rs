@@ -120,23 +120,24 @@ impl Commands {
         Ok(rows(&said).collect())
     }
 
-    /// How a job ended that the queue does not have any more; `None` without accounting.
-    pub(super) async fn ended(&self, id: u64) -> Result<Option<Over>> {
+    /// How a job ended that the queue does not have any more.
+    pub(super) async fn past(&self, id: u64, name: &str) -> Result<Past> {
         let arguments = [
             "--noheader",
             "--parsable2",
             "--allocations",
             "--format=State",
         ];
-        let job = OsString::from(format!("--jobs={id}"));
-        let arguments = arguments.into_iter().map(OsString::from).chain([job]);
+        // A number is given to another job some day.
+        let which = [format!("--jobs={id}"), format!("--name={name}")];
+        let arguments = arguments.into_iter().map(OsString::from);
+        let arguments = arguments.chain(which.map(OsString::from));
         let said = match self.ask("sacct", arguments, "asking the accounting").await {
             // "Slurm accounting storage is disabled"; or there is no such command here.
-            Err(Error::Engine { .. } | Error::Host { .. }) => return Ok(None),
+            Err(Error::Engine { .. } | Error::Host { .. }) => return Ok(Past::NotKept),
             said => said?,
         };
-        let state = said.lines().next_back().and_then(JobState::parse);
-        Ok(state.and_then(JobState::over))
+        Ok(past(&said))
     }
 
     /// All that Slurm tells of its configuration.
@@ -165,24 +166,55 @@ impl Commands {
     }
 }
 
-/// What a command has said about its failure.
+/// What the accounting knows of a job that the controller has forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Past {
+    Over(Over),
+    /// Not yet that it is over, or not yet that it was there: it is told of both some time later.
+    NotYet,
+    /// There is no accounting.
+    NotKept,
+}
+
+/// Reads what `sacct` prints: the job's state, or nothing.
+fn past(said: &str) -> Past {
+    let state = said.lines().next_back().and_then(JobState::parse);
+    state
+        .and_then(JobState::over)
+        .map_or(Past::NotYet, Past::Over)
+}
+
+/// What a command has said about its failure: the last lines of it, since the reason is not always in
+/// the same.
 pub(super) fn last_words(err: &str, name: &str, status: std::process::ExitStatus) -> String {
-    match err.trim() {
-        "" => format!("{name} ended with {status}"),
-        words => words
-            .lines()
-            .next_back()
-            .unwrap_or_default()
-            .trim_start_matches("sbatch: error: ")
-            .trim_start_matches("slurm_load_jobs error: ")
-            .trim_start_matches("scancel: error: ")
-            .to_owned(),
+    const LINES: usize = 4;
+    const PREFIXES: [&str; 4] = [
+        "sbatch: error: ",
+        "slurm_load_jobs error: ",
+        "scancel: error: ",
+        "sacct: error: ",
+    ];
+    let lines: Vec<&str> = err
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    if lines.is_empty() {
+        return format!("{name} ended with {status}");
     }
+    let last = &lines[lines.len().saturating_sub(LINES)..];
+    let told = last.iter().map(|line| {
+        let mut plain = PREFIXES
+            .iter()
+            .filter_map(|prefix| line.strip_prefix(prefix));
+        plain.next().unwrap_or(line)
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// Whether a failure says that Slurm cannot be spoken to now, so that nothing is known.
 pub(super) fn is_away(err: &str) -> bool {
-    const WORDS: [&str; 9] = [
+    const WORDS: [&str; 10] = [
         "Unable to contact slurm controller",
         "Connection refused",
         "Connection timed out",
@@ -190,6 +222,7 @@ pub(super) fn is_away(err: &str) -> bool {
         "Zero Bytes were transmitted",
         "Unable to establish controller machine",
         "Unexpected missing socket error",
+        "Problem talking to the database",
         "slurmctld: shutdown",
         "Insane message length",
     ];
@@ -200,15 +233,50 @@ pub(super) fn is_away(err: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// Recorded by `tests/data/slurm/record` with Slurm 22.05.8.
     #[test]
     fn away_is_not_gone() {
-        // As Slurm 22.05 says it.
-        let away = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)";
-        assert!(is_away(away));
-        assert!(!is_away("slurm_load_jobs error: Invalid job id specified"));
-        assert!(!is_away(
-            "sbatch: error: invalid partition specified: nowhere\n\
-             sbatch: error: Batch job submission failed: Invalid partition name specified"
-        ));
+        let said = include_str!("../../tests/data/slurm/22.05-refusals.txt");
+        let away: Vec<&str> = said
+            .lines()
+            .filter_map(|line| line.split_once('|'))
+            .filter(|(_, words)| is_away(&words.replace("\\n", "\n")))
+            .map(|(why, _)| why)
+            .collect();
+        assert_eq!(
+            away,
+            [
+                "no accounting",
+                "no controller, submitting",
+                "no controller, asking",
+                "no controller, cancelling",
+            ]
+        );
+    }
+
+    /// Recorded by `tests/data/slurm/record` with Slurm 22.05.8.
+    #[test]
+    fn what_the_accounting_has_said_is_understood() {
+        let said = include_str!("../../tests/data/slurm/22.05-sacct.txt");
+        let told = |name: &str| {
+            let mut lines = said.lines().filter_map(|line| line.split_once('|'));
+            let (state, _) = lines.find(|(_, of)| *of == name)?;
+            Some(past(&format!("{state}\n")))
+        };
+        for (name, over) in [
+            ("boot", Over::BootFailed),
+            ("deadline", Over::Deadline),
+            ("cancelled", Over::Cancelled),
+            ("completed", Over::Completed),
+            ("failed", Over::Failed),
+            ("memory", Over::OutOfMemory),
+            ("preempted", Over::Preempted),
+            ("lost", Over::NodeFailed),
+            ("time limit", Over::TimeLimit),
+        ] {
+            assert_eq!(told(name), Some(Past::Over(over)), "{name}");
+        }
+        assert_eq!(past("RUNNING\n"), Past::NotYet);
+        assert_eq!(past(""), Past::NotYet);
     }
 }

@@ -29,9 +29,6 @@ pub struct SlurmConfig {
     pub ask_by_annotation: BTreeMap<(String, String), SlurmOptions>,
     /// What jobs of these images ask for instead and in addition to both, by the name that was asked for.
     pub ask_by_image: BTreeMap<ImageRef, SlurmOptions>,
-    /// The longest that a job of a run without a deadline may take; rounded up to minutes. If not given,
-    /// the partition's default.
-    pub time_limit: Option<Duration>,
     /// The most jobs of this owner that are in Slurm's hands at once; 100. Further runs wait here.
     pub max_jobs: NonZeroU32,
     /// How often Slurm is asked about all jobs together while there are some; 2 s. An end is mostly
@@ -68,6 +65,11 @@ pub struct SlurmOptions {
     pub constraint: Option<String>,
     /// `--gres`
     pub gres: Option<String>,
+    /// `--cpus-per-task`: whole processors. Whether a job is kept to them is the site's choice.
+    pub cpus: Option<NonZeroU32>,
+    /// The longest that a job of a run without a deadline may take; rounded up to minutes. If not given,
+    /// the partition's default.
+    pub time_limit: Option<Duration>,
     /// Any other options of `sbatch`, one word each, `--NAME=VALUE`.
     pub arguments: Vec<String>,
 }
@@ -80,7 +82,6 @@ impl Default for SlurmConfig {
             ask: SlurmOptions::default(),
             ask_by_annotation: BTreeMap::new(),
             ask_by_image: BTreeMap::new(),
-            time_limit: None,
             max_jobs: NonZeroU32::new(100).expect("not zero"),
             poll: Duration::from_secs(2),
             call_timeout: Duration::from_secs(30),
@@ -115,16 +116,16 @@ impl SlurmOptions {
     /// As words of `sbatch`'s command line.
     pub(crate) fn words(&self) -> impl Iterator<Item = String> {
         let named = [
-            ("partition", &self.partition),
-            ("account", &self.account),
-            ("qos", &self.qos),
-            ("constraint", &self.constraint),
-            ("gres", &self.gres),
+            ("partition", self.partition.clone()),
+            ("account", self.account.clone()),
+            ("qos", self.qos.clone()),
+            ("constraint", self.constraint.clone()),
+            ("gres", self.gres.clone()),
+            ("cpus-per-task", self.cpus.map(|cpus| cpus.to_string())),
         ];
-        let named = named.into_iter().filter_map(|(name, value)| {
-            let value = value.as_ref()?;
-            Some(format!("--{name}={value}"))
-        });
+        let named = named
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("--{name}={}", value?)));
         named.chain(self.arguments.iter().cloned())
     }
 
@@ -137,6 +138,8 @@ impl SlurmOptions {
             qos: own.qos.or(below.qos),
             constraint: own.constraint.or(below.constraint),
             gres: own.gres.or(below.gres),
+            cpus: own.cpus.or(below.cpus),
+            time_limit: own.time_limit.or(below.time_limit),
             // Of two that are the same, sbatch takes the last.
             arguments: [below.arguments, own.arguments].concat(),
         }
@@ -207,7 +210,6 @@ setters! { SlurmConfig:
     with_ask ask: SlurmOptions,
     with_ask_by_annotation ask_by_annotation: BTreeMap<(String, String), SlurmOptions>,
     with_ask_by_image ask_by_image: BTreeMap<ImageRef, SlurmOptions>,
-    with_time_limit time_limit: Option<Duration>,
     with_max_jobs max_jobs: NonZeroU32,
     with_poll poll: Duration,
     with_call_timeout call_timeout: Duration,
@@ -220,6 +222,8 @@ setters! { SlurmOptions:
     with_qos qos: Option<String>,
     with_constraint constraint: Option<String>,
     with_gres gres: Option<String>,
+    with_cpus cpus: Option<NonZeroU32>,
+    with_time_limit time_limit: Option<Duration>,
     with_arguments arguments: Vec<String>,
 }
 
@@ -235,6 +239,8 @@ mod tests {
         let kind = SlurmOptions::default()
             .with_gres(Some("license:1".into()))
             .with_qos(Some("long".into()))
+            .with_cpus(NonZeroU32::new(4))
+            .with_time_limit(Some(Duration::from_secs(60)))
             .with_arguments(vec!["--nice=5".into()]);
         let own = SlurmOptions::default()
             .with_gres(Some("gpu:1".into()))
@@ -255,10 +261,12 @@ mod tests {
         ];
         let wanted = [
             "--partition=main --gres=gpu:1 --nice=1 --nice=9",
-            "--partition=main --qos=long --gres=license:1 --nice=1 --nice=5",
-            "--partition=main --qos=long --gres=gpu:1 --nice=1 --nice=5 --nice=9",
+            "--partition=main --qos=long --gres=license:1 --cpus-per-task=4 --nice=1 --nice=5",
+            "--partition=main --qos=long --gres=gpu:1 --cpus-per-task=4 --nice=1 --nice=5 --nice=9",
         ];
         assert_eq!(words.map(|words| words.join(" ")), wanted);
+        let limit = config.ask_for(&large, &noted).time_limit;
+        assert_eq!(limit, Some(Duration::from_secs(60)));
         for value in ["centra", "", "central "] {
             let differs = Annotations::from_iter([("kind", value)]);
             assert_eq!(config.ask_for(&other, &differs), config.ask, "{value:?}");

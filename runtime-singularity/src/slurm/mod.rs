@@ -35,6 +35,13 @@ fn first(times: &Mutex<HashMap<String, Instant>>, name: &str) -> Instant {
     *times.entry(name.to_owned()).or_insert_with(Instant::now)
 }
 
+/// What a site's Slurm keeps jobs to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Confinement {
+    pub(crate) memory: bool,
+    pub(crate) devices: bool,
+}
+
 /// Slurm as it is reached from here.
 #[derive(Debug)]
 pub(crate) struct Slurm {
@@ -78,8 +85,8 @@ impl Slurm {
         Ok(self.commands.version.clone())
     }
 
-    /// Whether memory that a job asks for is all that it gets.
-    pub(crate) async fn limits_memory(&self) -> Result<bool> {
+    /// What of that which a job asks for is all that it gets.
+    pub(crate) async fn confinement(&self) -> Result<Confinement> {
         let settings = self.commands.settings().await?;
         let is = |name: &str, value: &str| {
             settings.lines().any(|line| {
@@ -91,7 +98,10 @@ impl Slurm {
                 })
             })
         };
-        Ok(is("ConstrainRAMSpace", "yes") || is("JobAcctGatherParams", "OverMemoryKill"))
+        Ok(Confinement {
+            memory: is("ConstrainRAMSpace", "yes") || is("JobAcctGatherParams", "OverMemoryKill"),
+            devices: is("ConstrainDevices", "yes"),
+        })
     }
 
     /// What is known of a job, by its number if that is known, or else by its name.

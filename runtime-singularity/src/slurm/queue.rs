@@ -4,9 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::commands::Commands;
+use super::commands::{Commands, Past};
+use super::first;
 use super::states::{Job, JobState, Over, Row};
 use crate::error::{Error, Result};
+
+/// By then the accounting has been told what the controller has forgotten; if not, it never will be: the
+/// controller lost what it knew.
+const LATE: Duration = Duration::from_secs(60);
 
 /// What is known of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +75,8 @@ pub(super) struct Queue {
     young: Mutex<HashMap<u64, Instant>>,
     /// What only the accounting knew; it does not change.
     past: Mutex<HashMap<u64, Over>>,
+    /// Since when neither it nor the queue knows how a job ended, by name.
+    missing: Mutex<HashMap<String, Instant>>,
 }
 
 impl Queue {
@@ -80,6 +87,7 @@ impl Queue {
             expired: Mutex::new(Instant::now()),
             young: Mutex::default(),
             past: Mutex::default(),
+            missing: Mutex::default(),
         }
     }
 
@@ -159,7 +167,7 @@ impl Queue {
                 return Ok(Some((job.clone(), table.at)));
             }
             match id {
-                Some(id) => Ok(Some((self.past(commands, id).await?, table.at))),
+                Some(id) => Ok(Some((self.past(commands, id, name).await?, table.at))),
                 None => Ok(None),
             }
         };
@@ -171,15 +179,24 @@ impl Queue {
     }
 
     /// How a job ended that the queue has no more.
-    async fn past(&self, commands: &Commands, id: u64) -> Result<Job> {
-        let past = |queue: &Self| {
-            let past = queue.past.lock().unwrap_or_else(PoisonError::into_inner);
+    async fn past(&self, commands: &Commands, id: u64, name: &str) -> Result<Job> {
+        let known = || {
+            let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             past.get(&id).copied()
         };
-        let over = if let Some(over) = past(self) {
+        let over = if let Some(over) = known() {
             over
         } else {
-            let over = commands.ended(id).await?.unwrap_or(Over::Forgotten);
+            let over = match commands.past(id, name).await? {
+                Past::Over(over) => over,
+                Past::NotYet if first(&self.missing, name).elapsed() < LATE => {
+                    return Err(Error::Unavailable {
+                        step: "asking the accounting",
+                        words: format!("it does not know yet how job {id} ended"),
+                    });
+                }
+                Past::NotYet | Past::NotKept => Over::Forgotten,
+            };
             let mut known = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             known.insert(id, over);
             over

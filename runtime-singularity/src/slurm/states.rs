@@ -165,8 +165,7 @@ mod tests {
         );
     }
 
-    /// Recorded by `tests/data/slurm/record` with Slurm 22.05.8. BOOT_FAIL, DEADLINE and REVOKED could not
-    /// be brought about.
+    /// Recorded by `tests/data/slurm/record` with Slurm 22.05.8. REVOKED could not be brought about.
     #[test]
     fn what_slurm_has_said_is_understood() {
         let text = include_str!("../../tests/data/slurm/22.05.txt");
@@ -175,6 +174,8 @@ mod tests {
             .collect();
         let over = JobState::Over;
         let wanted = [
+            ("boot", over(Over::BootFailed), "JobLaunchFailure"),
+            ("deadline", over(Over::Deadline), "DeadLine"),
             ("cancelled", JobState::Running, ""),
             ("suspended", JobState::Running, ""),
             ("cancelled", over(Over::Cancelled), ""),
@@ -186,6 +187,7 @@ mod tests {
             ("held", JobState::Waiting, "JobHeldUser"),
             ("later", JobState::Waiting, "BeginTime"),
             ("too long", JobState::Waiting, "PartitionTimeLimit"),
+            ("used up", JobState::Waiting, "AssocGrpCPUMinutesLimit"),
             ("requeued", JobState::Waiting, "job requeued in held state"),
             ("preempted", over(Over::Preempted), ""),
             ("lost", over(Over::NodeFailed), "NodeDown"),

@@ -1,7 +1,7 @@
 //! Submitting a job.
 
 use std::ffi::{OsStr, OsString};
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +23,7 @@ pub(crate) struct Request {
     pub(crate) log: PathBuf,
     pub(crate) ask: SlurmOptions,
     pub(crate) memory: Option<NonZeroU64>,
+    pub(crate) gpus: Option<NonZeroU32>,
     /// How long it may take.
     pub(crate) time: Option<Duration>,
 }
@@ -86,6 +87,11 @@ fn arguments(request: &Request) -> Vec<OsString> {
     .map(OsString::from)
     .into();
     words.extend(request.ask.words().map(OsString::from));
+    // The last of two is taken.
+    if let Some(count) = request.gpus {
+        let own = request.ask.gres.as_deref();
+        words.push(format!("--gres={}", crate::gpu::gres(own, count.get())).into());
+    }
     let mut option = |name: &str, value: &OsStr| {
         let mut word = OsString::from(name);
         word.push("=");
@@ -164,8 +170,10 @@ mod tests {
             log: "/runs/100%/r/job.log".into(),
             ask: SlurmOptions::default()
                 .with_partition(Some("main".into()))
+                .with_gres(Some("gpu:a100".into()))
                 .with_arguments(vec!["--nice=5".into()]),
             memory: NonZeroU64::new((64 << 20) + 1),
+            gpus: NonZeroU32::new(2),
             time: Some(Duration::from_secs(61)),
         }
     }
@@ -177,7 +185,7 @@ mod tests {
         assert_eq!(
             words.join("\n"),
             "--parsable\n--no-requeue\n--export=NIL\n--ntasks=1\n--input=/dev/null\n\
-             --partition=main\n--nice=5\n--job-name=v6.o.r.1\n--comment=v6 owner=o run=r\n\
+             --partition=main\n--gres=gpu:a100\n--nice=5\n--gres=gpu:a100:2\n--job-name=v6.o.r.1\n--comment=v6 owner=o run=r\n\
              --chdir=/runs/r\n--output=/runs/100%%/r/job.log\n--mem=65537K\n\
              --time=2\n/runs/r/job.sh"
         );
@@ -193,24 +201,28 @@ mod tests {
         );
     }
 
+    /// Recorded by `tests/data/slurm/record` with Slurm 22.05.8.
     #[test]
     fn refusals_are_told_apart() {
-        let full = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: \
-                    Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)";
-        assert!(matches!(
-            understand(full, String::new()),
-            NotSubmitted::Full(_)
-        ));
-        let wrong = "sbatch: error: Batch job submission failed: Invalid partition name specified";
-        assert!(matches!(
-            understand(wrong, String::new()),
-            NotSubmitted::Refused(_)
-        ));
-        let away = "sbatch: error: Batch job submission failed: Unable to contact slurm controller \
-                    (connect failure)";
-        assert!(matches!(
-            understand(away, String::new()),
-            NotSubmitted::Unknown(_)
-        ));
+        let said = include_str!("../../tests/data/slurm/22.05-refusals.txt");
+        let understood = |why: &str| {
+            let mut lines = said.lines().filter_map(|line| line.split_once('|'));
+            let (_, words) = lines.find(|(of, _)| *of == why).expect("it was recorded");
+            understand(&words.replace("\\n", "\n"), String::new())
+        };
+        assert!(matches!(understood("too many jobs"), NotSubmitted::Full(_)));
+        for why in [
+            "no such partition",
+            "no such account",
+            "no such QOS",
+            "no such constraint",
+            "no such GRES",
+            "too much memory",
+            "no such option",
+        ] {
+            assert!(matches!(understood(why), NotSubmitted::Refused(_)), "{why}");
+        }
+        let away = understood("no controller, submitting");
+        assert!(matches!(away, NotSubmitted::Unknown(_)));
     }
 }

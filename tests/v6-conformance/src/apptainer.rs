@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
 use v6_runtime_conformance::{
     Fault, Harness, Injected, Planted, Registries, Stranger, Tagged, Untouched, suite_process,
 };
-use v6_runtime_singularity::{ImageFormat, SingularityConfig, SingularityRuntime};
+use v6_runtime_singularity::{
+    ControlGroup, GpuKind, ImageFormat, SingularityConfig, SingularityRuntime,
+};
 
 use crate::engine::EngineOptions;
 use crate::registries::Started;
@@ -36,9 +38,32 @@ pub(crate) struct ApptainerOptions {
     /// The archive with the probe (tests/algorithms/build --to FOLDER probe)
     #[arg(long, value_name = "FILE")]
     archive: Option<PathBuf>,
+    /// A control group of version 2 that is the user's, below which the suite is, in which runs get theirs
+    /// [default: V6_APPTAINER_CGROUP]
+    #[arg(long, value_name = "FOLDER")]
+    cgroup: Option<PathBuf>,
+    /// Which accelerators the machine has [default: none]
+    #[arg(long, value_name = "KIND")]
+    gpu: Option<Accelerators>,
     /// Keep images as SIF files instead of unpacked
     #[arg(long)]
     sif: bool,
+}
+
+/// Kinds of accelerators.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Accelerators {
+    Nvidia,
+    Rocm,
+}
+
+impl From<Accelerators> for GpuKind {
+    fn from(kind: Accelerators) -> Self {
+        match kind {
+            Accelerators::Nvidia => Self::Nvidia,
+            Accelerators::Rocm => Self::Rocm,
+        }
+    }
 }
 
 impl ApptainerOptions {
@@ -80,6 +105,8 @@ pub(crate) struct ApptainerHarness {
     folder: Folder,
     program: Option<PathBuf>,
     format: ImageFormat,
+    cgroup: Option<PathBuf>,
+    gpu: Option<GpuKind>,
     archive: PathBuf,
     registries: Option<Started>,
     /// What was made past the runtime, by owner.
@@ -104,13 +131,15 @@ impl ApptainerHarness {
         )?;
         let archive = fs::canonicalize(&archive)
             .map_err(|error| format!("{}: {error}", archive.display()))?;
-        let set = || std::env::var_os("V6_APPTAINER").map(PathBuf::from);
+        let set = |name| std::env::var_os(name).map(PathBuf::from);
         let folder = Folder::new().map_err(|error| format!("a temporary folder: {error}"))?;
         Ok(Self {
             site: slurm.map(|slurm| Site::new(slurm, &folder.0)),
             restart: Restart::of(engine.restart),
             folder,
-            program: options.apptainer.or_else(set),
+            program: options.apptainer.or_else(|| set("V6_APPTAINER")),
+            gpu: options.gpu.map(GpuKind::from),
+            cgroup: options.cgroup.or_else(|| set("V6_APPTAINER_CGROUP")),
             format: if options.sif {
                 ImageFormat::Sif
             } else {
@@ -167,6 +196,8 @@ impl Harness for ApptainerHarness {
         let config = SingularityConfig::new(owner.clone(), self.folder.0.clone())
             .with_program(self.program.clone())
             .with_image_format(self.format)
+            .with_gpu(self.gpu)
+            .with_cgroup(self.cgroup.clone().map(ControlGroup::At))
             .with_images(images)
             .with_slurm(slurm)
             .with_credentials(self.registries.iter().map(Started::credentials).collect());
@@ -194,6 +225,13 @@ impl Harness for ApptainerHarness {
                 let record = fs::read_to_string(path.join("record.json")).unwrap_or_default();
                 found.push(format!("folder {}: {record}", path.display()));
             }
+        }
+        if let Some(root) = &self.cgroup {
+            let groups = fs::read_dir(root).map_err(failed("listing control groups"))?;
+            let ours = format!("v6.{owner}.");
+            let names = groups.flatten().map(|entry| entry.file_name());
+            let names = names.filter(|name| name.to_string_lossy().starts_with(&ours));
+            found.extend(names.map(|name| format!("control group {}", name.display())));
         }
         // Monitors and what they started, as everybody on the machine sees them.
         let mark = format!("{}/", runs.display());

@@ -159,15 +159,22 @@ impl Probe for Limits {
     }
 
     async fn run(&self) -> Finding {
-        let run = &self.config.runtime.run;
+        let runs: Vec<_> = self.config.runtime.all_limits().collect();
         let wanted = |name: &str| match name {
-            "cpu" => run.cpu_milli.is_some(),
-            "memory" => run.memory_bytes.is_some(),
-            "pids" => run.pids.is_some(),
+            "cpu" => runs.iter().any(|run| run.cpu_milli.is_some()),
+            "memory" => runs.iter().any(|run| run.memory_bytes.is_some()),
+            "pids" => runs.iter().any(|run| run.pids.is_some()),
             "gpu" => false,
             _ => true,
         };
         let kinds = self.runtime.capabilities().resources;
+        if !kinds.gpu && runs.iter().any(|run| run.gpus.is_some()) {
+            return Finding::fail(
+                "the engine has no accelerators to give",
+                "say which there are (runtime.singularity.gpu), or write runtime.run.gpus: none; runs that \
+                 ask for some are refused",
+            );
+        }
         let missing: Vec<&str> = kinds
             .iter()
             .filter(|(name, kept)| !kept && wanted(name))
@@ -181,17 +188,20 @@ impl Probe for Limits {
                  runs that ask for such a limit are refused",
             );
         }
-        let without: Vec<&str> = ["cpu", "memory", "pids"]
-            .into_iter()
-            .filter(|name| !wanted(name))
-            .collect();
+        let without = [
+            ("cpu", runs.iter().all(|run| run.cpu_milli.is_some())),
+            ("memory", runs.iter().all(|run| run.memory_bytes.is_some())),
+            ("pids", runs.iter().all(|run| run.pids.is_some())),
+        ];
+        let without = without.into_iter().filter(|(_, limited)| !limited);
+        let without: Vec<&str> = without.map(|(name, _)| name).collect();
         if without.is_empty() {
             return Finding::ok(
                 "processor, memory, processes and temporary files of each run are limited",
             );
         }
         let message = format!(
-            "runs have no limit of {}: one can use up this machine's",
+            "there are runs without a limit of {}: one can use up this machine's",
             without.join(" and ")
         );
         Finding::warn(

@@ -26,13 +26,13 @@ pub fn probes(config: &Config) -> Vec<Box<dyn Probe>> {
     {
         probes.push(Box::new(Key(path)));
     }
-    let run = &config.runtime.run;
+    let largest = config.runtime.all_limits().map(|run| {
+        let outputs = run.output_bytes.get();
+        run.scratch_bytes.get().saturating_add(outputs)
+    });
     probes.push(Box::new(Disk {
         folder: config.runtime.data_dir.clone(),
-        one_run: run
-            .scratch_bytes
-            .get()
-            .saturating_add(run.output_bytes.get()),
+        one_run: largest.max().unwrap_or_default(),
     }));
     probes.push(Box::new(Clock {
         written: config.file.clone(),
