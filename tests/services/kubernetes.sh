@@ -181,7 +181,7 @@ stop() {
 	# Nothing may start pods any more, before their processes are ended.
 	for name in kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
 	end_pods
-	for name in containerd kube-apiserver etcd; do stop_program $name; done
+	for name in kube-containerd kube-apiserver etcd; do stop_program $name; done
 	forget_containers
 	restore_network
 }

@@ -86,8 +86,8 @@ node_containerd() {
 		        SystemdCgroup = false
 		        Root = "$dir/runc"
 	END
-	start_program containerd containerd --config "$dir/etc/containerd.toml"
-	wait_for containerd "an answer from containerd" ctr version
+	start_program kube-containerd containerd --config "$dir/etc/containerd.toml"
+	wait_for kube-containerd "an answer from containerd" ctr version
 	if [ -z "$(ctr images list -q "name==$pause")" ]; then
 		mkdir -p "$tree"
 		cp "$built/pause" "$tree/pause"
