@@ -14,6 +14,8 @@ use crate::error::{Error, Result, found};
 
 /// What is booked of a processor for a container that has ended.
 pub(crate) const LEAST_CPU: &str = "1m";
+/// How often a question is asked whose connection breaks.
+const TRIES: u32 = 3;
 /// So many pods come in one answer.
 const PAGE: u32 = 250;
 
@@ -60,13 +62,29 @@ impl Cluster {
         }
     }
 
+    /// Makes one call that changes nothing, again if its connection breaks: one that was kept may have been
+    /// closed by the other end just then.
+    async fn read<T, F>(&self, step: &'static str, make: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = kube::Result<T>> + Send,
+    {
+        let mut tries = 1;
+        loop {
+            match self.call(step, make()).await {
+                Err(error) if error.is_broken() && tries < TRIES => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
     pub(crate) async fn version(&self) -> Result<k8s_openapi::apimachinery::pkg::version::Info> {
         let call = self.client.apiserver_version();
         self.call("asking for the version", call).await
     }
 
     pub(crate) async fn pod(&self, name: &str) -> Result<Option<Pod>> {
-        found(self.call("looking at a pod", self.pods.get(name)).await)
+        let look = || self.pods.get(name);
+        found(self.read("looking at a pod", look).await)
     }
 
     pub(crate) async fn create_pod(&self, pod: &Pod) -> Result<Pod> {
@@ -138,7 +156,8 @@ impl Cluster {
     }
 
     pub(crate) async fn secret(&self, name: &str) -> Result<Option<Secret>> {
-        found(self.call("reading a Secret", self.secrets.get(name)).await)
+        let look = || self.secrets.get(name);
+        found(self.read("reading a Secret", look).await)
     }
 
     pub(crate) async fn delete_secret(&self, name: &str) -> Result<bool> {
@@ -149,7 +168,8 @@ impl Cluster {
     }
 
     pub(crate) async fn lease(&self, name: &str) -> Result<Option<Lease>> {
-        found(self.call("looking at a lease", self.leases.get(name)).await)
+        let look = || self.leases.get(name);
+        found(self.read("looking at a lease", look).await)
     }
 
     pub(crate) async fn create_lease(&self, lease: &Lease) -> Result<Lease> {
@@ -201,7 +221,7 @@ where
     let mut options = ListParams::default().labels(labels).limit(PAGE);
     let mut all = Vec::new();
     loop {
-        let page = cluster.call(step, api.list(&options)).await;
+        let page = cluster.read(step, || api.list(&options)).await;
         let page = match page {
             // The listing took so long that its version is forgotten: from the start.
             Err(error) if error.status() == Some(410) && options.continue_token.is_some() => {

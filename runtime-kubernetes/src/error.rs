@@ -77,6 +77,19 @@ impl Error {
         }
     }
 
+    /// Whether the way to the API server broke, and nothing was said.
+    pub(crate) fn is_broken(&self) -> bool {
+        match self {
+            Self::Api { source, .. } => {
+                matches!(
+                    **source,
+                    kube::Error::HyperError(_) | kube::Error::Service(_)
+                )
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::Api { source, .. } => kind(source),
