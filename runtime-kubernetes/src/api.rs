@@ -62,9 +62,9 @@ impl Cluster {
         }
     }
 
-    /// Makes one call that changes nothing, again if its connection breaks: one that was kept may have been
+    /// Makes one call that can be made twice, again if its connection breaks: one that was kept may have been
     /// closed by the other end just then.
-    async fn read<T, F>(&self, step: &'static str, make: impl Fn() -> F) -> Result<T>
+    pub(crate) async fn read<T, F>(&self, step: &'static str, make: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = kube::Result<T>> + Send,
     {
@@ -78,8 +78,8 @@ impl Cluster {
     }
 
     pub(crate) async fn version(&self) -> Result<k8s_openapi::apimachinery::pkg::version::Info> {
-        let call = self.client.apiserver_version();
-        self.call("asking for the version", call).await
+        let ask = || self.client.apiserver_version();
+        self.read("asking for the version", ask).await
     }
 
     pub(crate) async fn pod(&self, name: &str) -> Result<Option<Pod>> {
@@ -128,8 +128,8 @@ impl Cluster {
             }),
             ..DeleteParams::default().grace_period(grace)
         };
-        let call = self.call("ending a pod", self.pods.delete(name, &options));
-        match call.await {
+        let end = || self.pods.delete(name, &options);
+        match self.read("ending a pod", end).await {
             Ok(_) => Ok(true),
             // Another pod has the name by now, or none.
             Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
@@ -140,8 +140,8 @@ impl Cluster {
     /// Whether we may see pods at all.
     pub(crate) async fn may_list_pods(&self) -> Result<()> {
         let options = ListParams::default().limit(1);
-        let call = self.pods.list_metadata(&options);
-        self.call("listing pods", call).await.map(drop)
+        let look = || self.pods.list_metadata(&options);
+        self.read("listing pods", look).await.map(drop)
     }
 
     /// All pods with these labels, in pages, and the version at which they were so.
@@ -162,8 +162,8 @@ impl Cluster {
 
     pub(crate) async fn delete_secret(&self, name: &str) -> Result<bool> {
         let options = DeleteParams::default();
-        let call = self.secrets.delete(name, &options);
-        let gone = found(self.call("removing a Secret", call).await);
+        let remove = || self.secrets.delete(name, &options);
+        let gone = found(self.read("removing a Secret", remove).await);
         gone.map(|gone| gone.is_some())
     }
 
@@ -198,8 +198,8 @@ impl Cluster {
     }
 
     pub(crate) async fn policy(&self, name: &str) -> Result<Option<NetworkPolicy>> {
-        let call = self.policies.get(name);
-        found(self.call("looking at the network policy", call).await)
+        let look = || self.policies.get(name);
+        found(self.read("looking at the network policy", look).await)
     }
 
     pub(crate) async fn create_policy(&self, policy: &NetworkPolicy) -> Result<()> {

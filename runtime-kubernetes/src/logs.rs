@@ -63,12 +63,10 @@ async fn open(
         ..LogParams::default()
     };
     let name = look.pod.metadata.name.as_deref().unwrap_or_default();
-    let log = shared.cluster.pods.log_stream(name, &parameters);
-    let log = shared
-        .cluster
-        .call("reading a log", log)
-        .await
-        .map_err(Error::from)?;
+    let cluster = &shared.cluster;
+    let open = || cluster.pods.log_stream(name, &parameters);
+    let log = cluster.read("reading a log", open).await;
+    let log = log.map_err(Error::from)?;
     let lines = Lines {
         from: Box::pin(log),
         buffer: BytesMut::new(),
