@@ -115,15 +115,17 @@ as_slurm() { setpriv --reuid=slurm --regid=slurm --clear-groups "$@"; }
 
 # MariaDB behind a socket, and slurmdbd.
 account() {
-	local at=$dir/mariadb
+	local at=$dir/mariadb tmp=$dir/tmp
+	# The caller's may be closed to it.
+	install -d -o slurm -m 700 "$tmp"
 	if ! [ -e "$at/done" ]; then
 		rm -rf "$at"
-		mariadb-install-db --no-defaults --datadir="$at" --user=slurm --skip-test-db \
+		mariadb-install-db --no-defaults --datadir="$at" --tmpdir="$tmp" --user=slurm --skip-test-db \
 			--auth-root-authentication-method=socket --auth-root-socket-user=slurm \
 			>"$work/log/mariadb-install.log" 2>&1 || die "no database: see $work/log/mariadb-install.log"
 		touch "$at/done"
 	fi
-	start_program mariadb mariadbd --no-defaults --datadir="$at" --user=slurm --skip-networking \
+	start_program mariadb mariadbd --no-defaults --datadir="$at" --tmpdir="$tmp" --user=slurm --skip-networking \
 		--socket="$at/socket" --pid-file="$at/pid" --innodb-buffer-pool-size=64M --innodb-flush-log-at-trx-commit=2
 	wait_for mariadb "an answer from MariaDB" as_slurm mariadb --no-defaults --socket="$at/socket" -e 'SELECT 1'
 	touch "$work/log/slurmdbd.log"
