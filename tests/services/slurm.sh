@@ -44,6 +44,9 @@ configure() {
 			CgroupAutomount=no
 			ConstrainRAMSpace=yes
 		END
+	else
+		# Version 2: without systemd's help, which not every machine has.
+		echo IgnoreSystemd=yes >"$dir/cgroup.conf"
 	fi
 	memory=$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
 	cat >"$dir/slurm.conf" <<-END
@@ -108,7 +111,7 @@ configure() {
 		PartitionName=short PriorityTier=10 MaxTime=1
 	END
 	chmod 644 "$SLURM_CONF"
-	[ $task = none ] || chmod 644 "$dir/cgroup.conf"
+	chmod 644 "$dir/cgroup.conf"
 }
 
 as_slurm() { setpriv --reuid=slurm --regid=slurm --clear-groups "$@"; }
