@@ -5,7 +5,7 @@
 //! is given to it or made here, and each run in another beside it.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -199,8 +199,7 @@ fn read(group: &Path, name: &str) -> Result<String> {
 
 fn write(group: &Path, name: &str, text: &str) -> Result<()> {
     let path = group.join(name);
-    let written: io::Result<()> = fs::write(&path, text);
-    written.map_err(Error::host(format!(
+    fs::write(&path, text).map_err(Error::host(format!(
         "{text:?} cannot be written to {}",
         path.display()
     )))

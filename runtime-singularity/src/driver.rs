@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use v6_helper::{RunLock, StopCause};
-use v6_runtime::{Pending, RunId, RunPhase, RunSpec, StartFailure, StartFailureCause};
+use v6_runtime::{ErrorKind, Pending, RunId, RunPhase, RunSpec, StartFailure, StartFailureCause};
 
 use crate::error::{Error, Result, blocking};
 use crate::image::{Fault, Ready};
@@ -79,15 +79,8 @@ fn explain(error: &Error) -> String {
 }
 
 fn cause(error: &Error) -> StartFailureCause {
-    match error {
-        Error::Host { source, .. }
-            if matches!(
-                source.kind(),
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-            ) =>
-        {
-            StartFailureCause::Unschedulable
-        }
+    match error.kind() {
+        ErrorKind::Quota => StartFailureCause::Unschedulable,
         _ => StartFailureCause::Engine,
     }
 }

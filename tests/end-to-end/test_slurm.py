@@ -245,7 +245,7 @@ class Slurm(unittest.TestCase):
     @contextmanager
     def account(self, name: str):
         """The first node asks for another account."""
-        node = engines.changed(self.at, f"{self._testMethodName}", slurm={"account": name})
+        node = engines.changed(self.at, self._testMethodName, slurm={"account": name})
         with engines.in_place_of_first(self.at, node):
             yield node
 

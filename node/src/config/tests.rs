@@ -147,14 +147,26 @@ sevrer: x
     insta::assert_snapshot!(shown);
 }
 
+/// A flat file with as little as will do, and these lines of `runtime:`.
+fn with_runtime(lines: &str) -> String {
+    format!(
+        "hq_url: https://hq.example.org\nport: 443\napi_path: /hq\nencryption: {{enabled: false}}\n\
+         runtime:{lines}"
+    )
+}
+
+/// Reading it tells of mistakes in all of these words.
+fn complains(text: &str, words: &[&str]) {
+    let shown = problems(text, &flat_environment());
+    for wrong in words {
+        assert!(shown.contains(wrong), "{wrong}: {shown}");
+    }
+}
+
 #[test]
 fn what_jobs_ask_for_is_read() {
-    let text = r#"
-hq_url: https://hq.example.org
-port: 443
-api_path: /hq
-encryption: {enabled: false}
-runtime:
+    let text = &with_runtime(
+        r#"
   kind: slurm
   slurm:
     partition: main
@@ -164,7 +176,8 @@ runtime:
     listen: {address: 10.0.0.5, ports: 50000-50009}
     images: {"localhost/large:1": {gres: "gpu:1"}}
     steps: {central_compute: {partition: long, time_limit: 3d}, preprocessing: {}}
-"#;
+"#,
+    );
     let runtime = read(text, &flat_environment()).unwrap().runtime;
     assert_eq!(runtime.kind, RuntimeKind::Slurm);
     let slurm = runtime.slurm;
@@ -190,32 +203,29 @@ runtime:
         .replace("{gres", "{gers")
         .replace("central_compute", "central")
         .replace("preprocessing: {}", "preprocessing: {nodes: 2}");
-    let shown = problems(&text, &flat_environment());
-    for wrong in [
-        "submit.example.org",
-        "50009-50000",
-        "gers",
-        "steps.central",
-        "nodes",
-    ] {
-        assert!(shown.contains(wrong), "{wrong}: {shown}");
-    }
+    complains(
+        &text,
+        &[
+            "submit.example.org",
+            "50009-50000",
+            "gers",
+            "steps.central",
+            "nodes",
+        ],
+    );
 }
 
 #[test]
 fn some_runs_get_other_limits() {
-    let text = r#"
-hq_url: https://hq.example.org
-port: 443
-api_path: /hq
-encryption: {enabled: false}
-runtime:
+    let text = &with_runtime(
+        r#"
   run:
     memory: 4GiB
     steps: {central_compute: {memory: 512MiB, deadline: none}}
     gpus: 1
     images: {"localhost/large:1": {memory: 32GiB, cpus: none, max_output: 8GiB, gpus: all}}
-"#;
+"#,
+    );
     let central = Some(crate::hq::Action::CentralCompute);
     let compute = Some(crate::hq::Action::FederatedCompute);
     let runtime = read(text, &flat_environment()).unwrap().runtime;
@@ -242,27 +252,23 @@ runtime:
         .replace("max_output", "log_limit")
         .replace("gpus: 1", "gpus: 0");
     let text = format!("{text}  total: {{memory: 8GiB, cpus: 500m}}\n");
-    let shown = problems(&text, &flat_environment());
-    for wrong in [
-        "steps.central_compute.memory: \"lots\"",
-        "log_limit: no such key",
-        "at least 32GiB, or lower runtime.run.images.localhost/large:1.memory",
-        "run.gpus",
-        "images.localhost/large:1.cpus: none",
-        "at least 1000m, or lower runtime.run.cpus",
-    ] {
-        assert!(shown.contains(wrong), "{wrong}: {shown}");
-    }
+    complains(
+        &text,
+        &[
+            "steps.central_compute.memory: \"lots\"",
+            "log_limit: no such key",
+            "at least 32GiB, or lower runtime.run.images.localhost/large:1.memory",
+            "run.gpus",
+            "images.localhost/large:1.cpus: none",
+            "at least 1000m, or lower runtime.run.cpus",
+        ],
+    );
 }
 
 #[test]
 fn apptainers_images_and_absent_limits_are_read() {
-    let text = r#"
-hq_url: https://hq.example.org
-port: 443
-api_path: /hq
-encryption: {enabled: false}
-runtime:
+    let text = &with_runtime(
+        r#"
   kind: singularity
   run: {cpus: none, memory: none}
   singularity:
@@ -270,7 +276,8 @@ runtime:
     gpu: rocm
     cgroup: own
     images: {"localhost/average:1": images/average.sif}
-"#;
+"#,
+    );
     let runtime = read(text, &flat_environment()).unwrap().runtime;
     assert_eq!(runtime.kind, RuntimeKind::Singularity);
     assert_eq!(
@@ -289,15 +296,15 @@ runtime:
         .replace("sif\n", "zip\n")
         .replace("cgroup: own", "cgroup: none");
     let text = format!("{text}  total: {{memory: 8GiB}}\n");
-    let shown = problems(&text, &flat_environment());
-    for wrong in [
-        "Not A Name",
-        "image_format",
-        "singularity.cgroup",
-        "runtime.run.memory: none",
-    ] {
-        assert!(shown.contains(wrong), "{wrong}: {shown}");
-    }
+    complains(
+        &text,
+        &[
+            "Not A Name",
+            "image_format",
+            "singularity.cgroup",
+            "runtime.run.memory: none",
+        ],
+    );
 }
 
 #[test]
