@@ -22,12 +22,16 @@ mod init;
 mod job;
 mod monitor;
 mod monitor_state;
+mod pod;
 
 pub use claim::{Claim, ClaimError, End, MAX_CLAIM, NotStarted};
 pub use init::{InitOptions, InvalidOption, Listener};
 pub use job::TunnelOptions;
 pub use monitor::{LaunchError, MonitorOptions, RunFolder, RunLock, Sight, Stop, StopCause};
 pub use monitor_state::{Ended, LogFrame, Verdict};
+pub use pod::{
+    ALIVE_PORT, EXIT_LATE, EXIT_NO_INPUT, EXIT_NOT_ISOLATED, PodOptions, StreamedInput, TUNNEL_PORT,
+};
 
 /// The program: a statically linked ELF executable.
 pub static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/v6-helper"));

@@ -30,7 +30,14 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn Runtime>> {
         RuntimeKind::Singularity => singularity(config, None).await,
         #[cfg(feature = "singularity")]
         RuntimeKind::Slurm => singularity(config, Some(slurm(&config.runtime.slurm))).await,
-        #[cfg(not(all(feature = "docker", feature = "podman", feature = "singularity")))]
+        #[cfg(feature = "kubernetes")]
+        RuntimeKind::Kubernetes => kubernetes(config).await,
+        #[cfg(not(all(
+            feature = "docker",
+            feature = "podman",
+            feature = "singularity",
+            feature = "kubernetes"
+        )))]
         kind => Err(v6_runtime::Error::unsupported(
             "runtime.kind",
             format!(
@@ -41,13 +48,96 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn Runtime>> {
     }
 }
 
-#[cfg(any(feature = "docker", feature = "podman", feature = "singularity"))]
+#[cfg(any(
+    feature = "docker",
+    feature = "podman",
+    feature = "singularity",
+    feature = "kubernetes"
+))]
 fn credentials(config: &Config) -> Vec<v6_runtime::RegistryCredentials> {
     let logins = config.registries.iter().map(|login| {
         let (registry, username) = (login.registry.clone(), login.username.clone());
         v6_runtime::RegistryCredentials::new(registry, username, login.password.clone())
     });
     logins.collect()
+}
+
+#[cfg(feature = "kubernetes")]
+async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
+    use v6_runtime_kubernetes::{Gate, KubernetesConfig, KubernetesRuntime};
+
+    let own = &config.runtime.kubernetes;
+    let Some(helper) = own.helper_image.clone() else {
+        let why = "name the image that `v6-node helper-image` writes, in a registry that the cluster \
+                   fetches from";
+        return Err(v6_runtime::Error::invalid(
+            "runtime.kubernetes.helper_image",
+            why,
+        ));
+    };
+    let mut cluster = KubernetesConfig::new(config.runtime.owner.clone(), helper)
+        .with_kubeconfig(own.kubeconfig.clone())
+        .with_context(own.context.clone())
+        .with_namespace(own.namespace.clone())
+        .with_image_pull_secrets(own.image_pull_secrets.clone())
+        .with_insecure_registries(own.insecure_registries.clone())
+        .with_node_selector(own.node_selector.clone())
+        .with_labels(own.labels.clone())
+        .with_runtime_class(own.runtime_class.clone())
+        .with_priority_class(own.priority_class.clone())
+        .with_cpu_request_milli(own.booked_cpu_milli)
+        .with_credentials(credentials(config));
+    if !own.gate {
+        cluster = cluster.with_gate(Gate::Off);
+    }
+    if let Some(limit) = own.start_timeout {
+        cluster = cluster.with_start_timeout(limit);
+    }
+    if let Some(limit) = own.pull_timeout {
+        cluster = cluster.with_pull_timeout(limit);
+    }
+    let runtime = KubernetesRuntime::connect(cluster).await?;
+    for notice in runtime.notices() {
+        tracing::warn!("{notice}");
+    }
+    Ok(Arc::new(runtime))
+}
+
+/// What a cluster's administrator applies for a node: [`v6_runtime_kubernetes::rbac`].
+///
+/// # Errors
+/// A name that is no namespace's; a `v6-node` without this engine.
+pub fn cluster_rights(namespace: &str, outside: bool) -> Result<String> {
+    #[cfg(feature = "kubernetes")]
+    return v6_runtime_kubernetes::rbac(namespace, outside);
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = (namespace, outside);
+        Err(no_cluster())
+    }
+}
+
+/// The image of the helper as an OCI archive, and its digest.
+///
+/// # Errors
+/// A `v6-node` without this engine.
+pub fn helper_image(name: &str) -> Result<(Vec<u8>, String)> {
+    #[cfg(feature = "kubernetes")]
+    return v6_runtime_kubernetes::helper_image(name).map_err(|error| {
+        let what = "the archive could not be put together";
+        v6_runtime::Error::new(v6_runtime::ErrorKind::Unexpected, what).with_source(error)
+    });
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = name;
+        Err(no_cluster())
+    }
+}
+
+#[cfg(not(feature = "kubernetes"))]
+fn no_cluster() -> v6_runtime::Error {
+    let what = "this v6-node was built without the feature \"kubernetes\"";
+    v6_runtime::Error::new(v6_runtime::ErrorKind::Unsupported, what)
 }
 
 #[cfg(feature = "singularity")]

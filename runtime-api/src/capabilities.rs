@@ -29,12 +29,20 @@ pub struct Capabilities {
     pub deadline: bool,
     /// Time between the request to end and the kill.
     pub grace: bool,
+    /// Somebody above the program: a request to end also ends one that does nothing about it. As the first
+    /// process of its container it would go on until the kill.
+    pub init: bool,
     /// Images that run as their own user or with a writable root file system.
     pub trust: bool,
     /// Group ids beside the run's own.
     pub supplementary_groups: bool,
     /// Images from registries. Without it, only images that the engine already has.
     pub pull: bool,
+    /// Which images the engine has is known: [`PullPolicy::Never`](crate::PullPolicy::Never) finds
+    /// them, and [`prefetch`](crate::Runtime::prefetch) puts them there. Without it, images are
+    /// fetched for each run by a machine that nobody knows before, and a run that is ended meanwhile
+    /// ends when the fetch is over.
+    pub image_store: bool,
     /// CPU time and peak memory in [`RunStatus`](crate::RunStatus).
     pub usage: bool,
 }
@@ -53,9 +61,11 @@ impl Capabilities {
             egress: false,
             deadline: false,
             grace: false,
+            init: false,
             trust: false,
             supplementary_groups: false,
             pull: false,
+            image_store: false,
             usage: false,
         }
     }
@@ -294,8 +304,10 @@ switches! {
         seccomp,
         /// A read-only root file system.
         read_only_root,
-        /// No network but granted egress.
+        /// No network but granted egress: nothing else can be reached, and no name is resolved.
         no_network,
+        /// No network interface but loopback, and no route: not even such as lead nowhere.
+        only_loopback,
         /// Other runs' files and processes are out of reach.
         private,
     }

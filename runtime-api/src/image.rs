@@ -312,9 +312,10 @@ pub enum PullPolicy {
     /// Always ask the registry what the name stands for now.
     #[default]
     Always,
-    /// Take what the engine has under that name; ask the registry only if it has none.
+    /// Take what the engine has under that name; ask the registry only if it has none, or if what
+    /// it has is not known.
     IfNotPresent,
-    /// Never ask the registry.
+    /// Never ask the registry. Needs [`image_store`](crate::Capabilities::image_store).
     Never,
 }
 

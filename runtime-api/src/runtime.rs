@@ -85,7 +85,8 @@ pub trait Runtime: fmt::Debug + fmt::Display + Send + Sync + 'static {
     async fn resolve(&self, image: &ImageRef, policy: PullPolicy) -> Result<ResolvedImage>;
 
     /// Fetches a resolved image, so that a later run starts without a pull. Does nothing if the
-    /// engine has it.
+    /// engine has it. Without [`image_store`](Capabilities::image_store) it only sees that the image
+    /// can be fetched.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).

@@ -185,10 +185,12 @@ fn capabilities(
     all.egress = egress;
     all.deadline = true;
     all.grace = true;
+    all.init = true;
     all.trust = true;
     // They are for data files of a group of this machine, which such an engine cannot give.
     all.supplementary_groups = !quirks.rootless;
     all.pull = true;
+    all.image_store = true;
     all
 }
 

@@ -167,11 +167,14 @@ fn capabilities() -> Capabilities {
     all.floor.seccomp = true;
     all.floor.read_only_root = true;
     all.floor.no_network = true;
+    all.floor.only_loopback = true;
     all.floor.private = true;
     all.egress = true;
     all.deadline = true;
     all.grace = true;
+    all.init = true;
     all.pull = true;
+    all.image_store = true;
     all
 }
 

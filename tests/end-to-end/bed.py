@@ -32,6 +32,8 @@ PYTHON = "localhost/v6-average-python:test"
 RUST = "localhost/v6-average-rust:test"
 UNRULY = "localhost/v6-unruly:test"
 PROBE = "localhost/v6-probe:test"
+# What tests put into the registries of the same machine.
+PUSHED = r"127\.0\.0\.1:\d+/v6-tests/[a-z-]+:1"
 NODES = 3
 MIB = 1 << 20
 # Smaller than the defaults, so that a test of a limit need not fill the disk.
@@ -223,7 +225,7 @@ class Collaboration:
         images = "|".join(image.replace(".", r"\.") for image in (PYTHON, RUST, UNRULY))
         script(SERVICES / "nodes.py", "--seed", seed, "--out", self.folder, "--docker-host",
                environment["DOCKER_HOST"], "--owner", f"e2e-{os.getpid()}-{name}",
-               "--allow", f"^({images})$", "--database",
+               "--allow", f"^({images}|{PUSHED})$", "--database",
                *(self.folder / "data" / f"part-{n}.csv" for n in range(1, NODES + 1)))
         self.nodes = [self._node(n, engine) for n, engine in enumerate(engines, start=1)]
         for node in self.nodes:

@@ -123,3 +123,26 @@ def jobs() -> Collaboration:
     """Slurm, Docker and Apptainer."""
     need(V6_APPTAINER="Apptainer", V6_SLURM_CONF="Slurm")
     return bed().collaboration("jobs", engines=(slurm(), Engine(), apptainer(run=UNLIMITED)))
+
+
+def kubernetes() -> Engine:
+    """A namespace of a cluster, from outside of it."""
+    own = {
+        "kubeconfig": os.environ["V6_KUBERNETES_CONFIG"],
+        "helper_image": os.environ["V6_KUBERNETES_HELPER"],
+        # Of a machine with two processors, on which everything else is at work, too.
+        "booked_cpus": "20m",
+    }
+    return Engine("kubernetes", {"kubernetes": own, "run": {"pids": "none", "memory": "512MiB"}})
+
+
+def cluster() -> tuple[Collaboration, str]:
+    """Two nodes in one namespace of a cluster, one at Docker; and an image that both fetch."""
+    need(V6_KUBERNETES_CONFIG="Kubernetes", V6_REGISTRY_OPEN="the image registries")
+    folder = bed().services.work / "images"
+    folder.mkdir(exist_ok=True)
+    bed().services.build_images("--to", folder, ALGORITHMS[RUST])
+    name = "v6-tests/average-rust:1"
+    bed().services.run("kubernetes", "push", str(folder / f"{ALGORITHMS[RUST]}.tar"), name)
+    at = bed().collaboration("cluster", engines=(kubernetes(), Engine(), kubernetes()))
+    return at, f"{os.environ['V6_REGISTRY_OPEN']}/{name}"

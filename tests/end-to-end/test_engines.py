@@ -14,7 +14,7 @@ import expected
 import pandas as pd
 
 
-class Average:
+class Nodes:
     """What holds for every collaboration, whatever runs the algorithms of its nodes."""
 
     collaboration: Collaboration
@@ -26,16 +26,20 @@ class Average:
         runs = self.collaboration.user.runs(answer["task"])
         self.assertEqual({run.status for run in runs}, {"completed"})
 
+    def test_check_of_each_node(self):
+        for node in self.collaboration.nodes:
+            done = node.run("check", "--runtime", node.engine.kind)
+            self.assertEqual(done.returncode, 0, f"{node.engine.kind}: {done.stdout}{done.stderr}")
+
+
+class Average(Nodes):
+    """Where the images are at each engine."""
+
     def test_python(self):
         self.check(PYTHON)
 
     def test_rust(self):
         self.check(RUST)
-
-    def test_check_of_each_node(self):
-        for node in self.collaboration.nodes:
-            done = node.run("check", "--runtime", node.engine.kind)
-            self.assertEqual(done.returncode, 0, f"{node.engine.kind}: {done.stdout}{done.stderr}")
 
 
 class Engines(Average, unittest.TestCase):
@@ -48,3 +52,12 @@ class Jobs(Average, unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.collaboration = engines.jobs()
+
+
+class Cluster(Nodes, unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.collaboration, cls.image = engines.cluster()
+
+    def test_rust(self):
+        self.check(self.image)

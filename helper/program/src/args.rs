@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use crate::monitor_args::{self, Monitor};
+use crate::pod;
 use crate::sys::MAX_SOCKET_PATH;
 
 pub const HELP: &str = "\
@@ -59,9 +60,39 @@ v6-helper monitor --folder FOLDER [OPTION…] -- COMMAND [ARGUMENT…]
     --log-bytes BYTES             the most that is kept of what the run prints (default 64 MiB)
     --cgroup FOLDER               the control group of version 2 that COMMAND is put into
 
-v6-helper examine [--control HOST:PORT]
+v6-helper examine [--control HOST:PORT] [--network none|denied]
     Tries what a run must not be able to do and prints what it saw as JSON. HOST:PORT must
-    answer a line with the same line.
+    answer a line with the same line. With a network that is denied by others, as in a pod, it is
+    tried to get out; without one no packet is sent.
+
+v6-helper receive [OPTION…]
+    Before the program of a pod: waits until the pod's network is denied, makes the outputs,
+    takes input through the tunnel.
+
+    --key FILE                    the key of the tunnel
+    --out FOLDER, --in FOLDER     where outputs are, and where streamed input goes
+    --file N, --folder N          an output to make; repeatable
+    --copy FILE=out/PATH          content to put into an output; repeatable
+    --stream BYTES=in/N|out/PATH  input that is to come; repeatable
+    --control ADDRESS:PORT|none   what must become unreachable (default: the cluster's API)
+    --settle SECONDS              how long it must stay so (default 1.5)
+    --wait SECONDS                how long the denial may take (default 60)
+    --deadline SECONDS[.FRACTION] Unix time after which nothing is started
+
+    --tunnel-port PORT            where the tunnel's other end is expected (default 61653)
+
+    Exit codes of its own: 81 the network is not denied, 82 the deadline is over, 83 nobody
+    brought the input, 125 it failed itself.
+
+v6-helper sidecar [OPTION…]
+    Beside the program of a pod: carries its connections through the tunnel and gives out what
+    it has left.
+
+    --key FILE, --out FOLDER      as above
+    --listen ADDRESS:PORT         for each grant, in their order; repeatable
+    --deadline SECONDS[.FRACTION] Unix time at which the program's container is to be ended
+    --tunnel-port PORT            as above
+    --alive-port PORT             listened to for as long as the program may run (default 61654)
 
 v6-helper --version
 v6-helper --help
@@ -124,7 +155,12 @@ pub enum Request {
     Version,
     Init(Box<Init>),
     Monitor(Box<Monitor>),
-    Examine { control: Option<String> },
+    Examine {
+        control: Option<String>,
+        in_pod: bool,
+    },
+    Receive(Box<pod::Options>),
+    Sidecar(Box<pod::Options>),
 }
 
 /// Reads the arguments that follow the program's name.
@@ -142,24 +178,37 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, S
         b"--help" | b"-h" => Ok(Request::Help),
         b"--version" | b"-V" => Ok(Request::Version),
         b"monitor" => monitor_args::parse(arguments).map(|it| Request::Monitor(Box::new(it))),
+        b"receive" => pod::parse(arguments).map(|it| Request::Receive(Box::new(it))),
+        b"sidecar" => pod::parse(arguments).map(|it| Request::Sidecar(Box::new(it))),
         b"init" => parse_init(arguments).map(|init| Request::Init(Box::new(init))),
         _ => Err(format!("{mode:?} is not a mode, see --help")),
     }
 }
 
 fn parse_examine(mut arguments: impl Iterator<Item = OsString>) -> Result<Request, String> {
-    let mut control = None;
+    let (mut control, mut in_pod) = (None, false);
     while let Some(argument) = arguments.next() {
-        if argument != "--control" {
-            return Err(format!("{argument:?} is not an option, see --help"));
-        }
-        let value = arguments.next().ok_or("--control needs a value")?;
-        let text = value
+        let name = argument
+            .into_string()
+            .map_err(|argument| format!("{argument:?} is not an option, see --help"))?;
+        let value = arguments
+            .next()
+            .ok_or_else(|| format!("{name} needs a value"))?
             .into_string()
             .map_err(|value| format!("{value:?} is not UTF-8"))?;
-        control = Some(text);
+        match (name.as_str(), value.as_str()) {
+            ("--control", _) => control = Some(value),
+            ("--network", "none") => in_pod = false,
+            ("--network", "denied") => in_pod = true,
+            ("--network", _) => {
+                return Err(format!(
+                    "--network: {value:?} is not understood, see --help"
+                ));
+            }
+            _ => return Err(format!("{name} is not an option, see --help")),
+        }
     }
-    Ok(Request::Examine { control })
+    Ok(Request::Examine { control, in_pod })
 }
 
 fn parse_init(mut arguments: impl Iterator<Item = OsString>) -> Result<Init, String> {

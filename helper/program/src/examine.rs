@@ -1,7 +1,8 @@
 //! Mode `examine`: tries, from inside a container, what a run must not be able to do.
 //!
 //! No packet is sent to anywhere but loopback: whether there is a way to an address is asked of
-//! the kernel's routing, by connecting a UDP socket, which sends nothing.
+//! the kernel's routing, by connecting a UDP socket, which sends nothing. In a pod there is a way to
+//! everywhere, and it is for others to deny it: there it is tried (`examine_pod`).
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,6 +10,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::fs::FileTypeExt as _;
 use std::time::Duration;
+
+use crate::examine_pod;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -44,24 +47,32 @@ const POWER: [&str; 6] = [
     "/run/crio/crio.sock",
 ];
 
-struct Seen {
-    name: String,
-    holds: bool,
-    seen: String,
+pub struct Seen {
+    pub name: String,
+    pub holds: bool,
+    pub seen: String,
 }
 
 /// Prints one JSON array of `{"name", "holds", "seen"}`. `control` is a host and port that must
 /// be reachable and answer with a line, so that "nothing can be reached" proves something.
-pub fn run(control: Option<&str>) -> i32 {
+pub fn run(control: Option<&str>, in_pod: bool) -> i32 {
     let mut all = Vec::new();
     if let Some(control) = control {
         all.push(reach(control));
     }
-    all.extend(NETWORKS.map(|(name, address)| no_route(name, address)));
+    let mut beside = Vec::new();
+    if in_pod {
+        // Multicast is answered by nobody: whether it gets out cannot be seen from here.
+        let networks = &NETWORKS[..NETWORKS.len() - 1];
+        all.extend(examine_pod::ways_out(networks));
+        beside = examine_pod::sidecar();
+    } else {
+        all.extend(NETWORKS.map(|(name, address)| no_route(name, address)));
+        all.push(only_loopback());
+    }
     all.extend([
-        only_loopback(),
-        only_granted_listeners(control.is_some()),
-        no_name_server(),
+        only_granted_listeners(control.is_some(), &beside),
+        no_name_server(in_pod),
         no_abstract_sockets(),
     ]);
     all.extend(identity());
@@ -78,7 +89,7 @@ pub fn run(control: Option<&str>) -> i32 {
     }
 }
 
-fn result(name: &str, outcome: Result<String, String>) -> Seen {
+pub fn result(name: &str, outcome: Result<String, String>) -> Seen {
     let holds = outcome.is_ok();
     let seen = outcome.unwrap_or_else(|seen| seen);
     Seen {
@@ -145,8 +156,9 @@ fn only_loopback() -> Seen {
     result("no network interface but loopback", outcome)
 }
 
-/// Every listening TCP socket is on 127.0.1.0/24, where grants are; none if there are none.
-fn only_granted_listeners(granted: bool) -> Seen {
+/// Every listening TCP socket is on 127.0.1.0/24, where grants are, or one of those that are known; none
+/// if there are no grants.
+fn only_granted_listeners(granted: bool, known: &[String]) -> Seen {
     const LISTENING: &str = "0A";
     let mut others = Vec::new();
     let mut grants = 0;
@@ -160,7 +172,7 @@ fn only_granted_listeners(granted: bool) -> Seen {
             // Little-endian hexadecimal: 127.0.1.n is nn01007F.
             if local.get(2..8) == Some("01007F") && local.len() == 13 {
                 grants += 1;
-            } else {
+            } else if !known.iter().any(|known| known == local) {
                 others.push(local.to_owned());
             }
         }
@@ -178,7 +190,7 @@ fn only_granted_listeners(granted: bool) -> Seen {
 }
 
 /// A question to each name server that the container was given, and to loopback.
-fn no_name_server() -> Seen {
+fn no_name_server(in_pod: bool) -> Seen {
     let mut servers = vec!["127.0.0.1:53".to_owned(), "127.0.0.11:53".to_owned()];
     for line in read("/etc/resolv.conf").unwrap_or_default().lines() {
         if let Some(server) = line.strip_prefix("nameserver ") {
@@ -199,7 +211,7 @@ fn no_name_server() -> Seen {
         };
         if !address.ip().is_loopback() {
             // Not asked for real: a route would be seen without sending anything.
-            return !no_route("", server).holds;
+            return in_pod || !no_route("", server).holds;
         }
         let asked = UdpSocket::bind("127.0.0.1:0").and_then(|socket| {
             socket.set_read_timeout(Some(Duration::from_millis(300)))?;

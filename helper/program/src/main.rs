@@ -5,6 +5,7 @@ mod args;
 mod cgroup;
 mod claim;
 mod examine;
+mod examine_pod;
 mod guard;
 mod init;
 mod log_file;
@@ -12,6 +13,12 @@ mod memory;
 mod monitor;
 mod monitor_args;
 mod namespaces;
+mod pod;
+mod pod_handshake;
+mod pod_outputs;
+mod pod_receive;
+mod pod_sidecar;
+mod pod_tunnel;
 mod processes;
 mod proxy;
 mod run_folder;
@@ -25,7 +32,9 @@ fn main() -> ExitCode {
     let code = match args::parse(std::env::args_os().skip(1)) {
         Ok(args::Request::Init(options)) => init::run(&options),
         Ok(args::Request::Monitor(options)) => monitor::run(&options),
-        Ok(args::Request::Examine { control }) => examine::run(control.as_deref()),
+        Ok(args::Request::Examine { control, in_pod }) => examine::run(control.as_deref(), in_pod),
+        Ok(args::Request::Receive(options)) => pod_receive::run(*options),
+        Ok(args::Request::Sidecar(options)) => pod_sidecar::run(*options),
         Ok(args::Request::Help) => print(args::HELP),
         Ok(args::Request::Version) => print(concat!("v6-helper ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {

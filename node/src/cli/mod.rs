@@ -1,6 +1,7 @@
 //! The command line of `v6-node`.
 
 pub mod check;
+mod cluster;
 mod exit;
 mod failure;
 mod logging;
@@ -79,6 +80,18 @@ enum Command {
 
     /// End a run; the node reports it as killed
     Kill(runs::KillArgs),
+
+    /// Print what the administrator of a Kubernetes cluster applies for a node, as YAML
+    ///
+    /// An account in one namespace with the rights that the node needs and no other, and the
+    /// network policy that denies its runs everything.
+    Rbac(cluster::RbacArgs),
+
+    /// Write the image that a Kubernetes cluster needs beside each run, as an OCI archive
+    ///
+    /// It holds v6-helper alone. Put it into a registry from which the cluster fetches, and
+    /// name it there in runtime.kubernetes.helper_image.
+    HelperImage(cluster::ImageArgs),
 }
 
 /// Runs the command line of this process; what `main` returns.
@@ -144,6 +157,8 @@ async fn run(cli: Cli) -> Result<Exit, Failure> {
             start_log(Level::WARN)?;
             runs::kill(args, &environment).await
         }
+        Command::Rbac(args) => cluster::rbac(args),
+        Command::HelperImage(args) => cluster::helper_image(args),
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn read(context: &Context, run: &Section<'_>, total: &Section<'_>) ->
     let common = own(run).over(RunLimits {
         cpu_milli: Some(ONE_CPU),
         memory_bytes: Some(TWO_GIB),
-        pids: PIDS,
+        pids: Some(PIDS),
         gpus: None,
         scratch_bytes: ONE_GIB,
         output_bytes: ONE_GIB,
@@ -87,12 +87,13 @@ fn own(section: &Section<'_>) -> OwnLimits {
     let size = |key| section.read(key, Field::size).and_then(NonZeroU64::new);
     let cpus = section.read("cpus", |field| or_none(field, Field::cpus));
     let memory = section.read("memory", |field| or_none(field, Field::size));
+    let pids = section.read("pids", |field| {
+        or_none(field, |field| field.integer(1..=4_194_304))
+    });
     OwnLimits {
         cpu_milli: cpus.map(|cpus| cpus.and_then(NonZeroU32::new)),
         memory_bytes: memory.map(|size| size.and_then(NonZeroU64::new)),
-        pids: section
-            .read("pids", |field| field.integer(1..=4_194_304))
-            .and_then(NonZeroU32::new),
+        pids: pids.map(|pids| pids.and_then(NonZeroU32::new)),
         gpus: section.read("gpus", |field| or_none(field, gpus)),
         scratch_bytes: size("scratch"),
         output_bytes: size("max_output"),

@@ -8,6 +8,7 @@
 mod database;
 mod egress;
 mod environment;
+mod kubernetes;
 mod limits;
 mod problem;
 mod reader;

@@ -13,7 +13,7 @@ use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
 use super::types::{ImageException, Proxy, Runtime, RuntimeKind};
-use super::{limits, singularity, slurm};
+use super::{kubernetes, limits, singularity, slurm};
 use crate::hq::{Action, proxy_address};
 use crate::policy::ImagePattern;
 use crate::secret::Secret;
@@ -58,6 +58,7 @@ pub(super) fn read(
         podman_host: host(&section.section("podman"), "/run/podman/podman.sock"),
         singularity: singularity::read(context, &section.section("singularity")),
         slurm: slurm::read(context, &section.section("slurm")),
+        kubernetes: kubernetes::read(context, &section.section("kubernetes")),
         proxy: proxy(context, environment, &section.section("proxy")),
         ca_certificates: section.list("ca_certificates", path).unwrap_or_default(),
     }

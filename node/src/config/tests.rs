@@ -216,6 +216,56 @@ fn what_jobs_ask_for_is_read() {
 }
 
 #[test]
+fn a_clusters_settings_are_read() {
+    let text = r#"
+hq_url: https://hq.example.org
+port: 443
+api_path: /hq
+encryption: {enabled: false}
+runtime:
+  kind: kubernetes
+  run: {pids: none}
+  kubernetes:
+    kubeconfig: node.kubeconfig
+    namespace: v6-runs
+    helper_image: registry.example.org/v6-helper:1
+    booked_cpus: 100m
+    node_selector: {zone: a}
+    labels: {kueue.x-k8s.io/queue-name: research}
+    image_pull_secrets: [login]
+    start_timeout: 30m
+"#;
+    let runtime = read(text, &flat_environment()).unwrap().runtime;
+    assert_eq!(runtime.kind, RuntimeKind::Kubernetes);
+    assert_eq!(runtime.run.pids, None);
+    let cluster = runtime.kubernetes;
+    assert_eq!(cluster.kubeconfig, Some("/etc/v6/node.kubeconfig".into()));
+    assert_eq!(cluster.namespace.as_deref(), Some("v6-runs"));
+    let helper = cluster.helper_image.unwrap();
+    assert_eq!(helper.to_string(), "registry.example.org/v6-helper:1");
+    assert_eq!(cluster.booked_cpu_milli.unwrap().get(), 100);
+    assert_eq!(cluster.node_selector["zone"], "a");
+    assert_eq!(cluster.labels["kueue.x-k8s.io/queue-name"], "research");
+    assert_eq!(cluster.image_pull_secrets, ["login"]);
+    assert_eq!(cluster.start_timeout, Some(Duration::from_secs(1800)));
+    assert!(cluster.gate);
+    let open = format!("{text}    gate: off\n");
+    let runtime = read(&open, &flat_environment()).unwrap().runtime;
+    assert!(!runtime.kubernetes.gate);
+
+    let text = text
+        .replace("/v6-helper:1", "/V6 Helper")
+        .replace("100m", "few")
+        .replace("namespace:", "namspace:")
+        .replace("zone: a", "zone: [a]");
+    let text = format!("{text}    gate: open\n");
+    let shown = problems(&text, &flat_environment());
+    for wrong in ["V6 Helper", "few", "namspace", "node_selector.zone", "open"] {
+        assert!(shown.contains(wrong), "{wrong}: {shown}");
+    }
+}
+
+#[test]
 fn some_runs_get_other_limits() {
     let text = &with_runtime(
         r#"

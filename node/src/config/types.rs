@@ -135,6 +135,8 @@ pub struct Runtime {
     pub singularity: Singularity,
     /// How jobs are submitted to Slurm.
     pub slurm: Slurm,
+    /// Which cluster, and what its pods are like.
+    pub kubernetes: Kubernetes,
     /// HTTP proxies for the node's own connections.
     pub proxy: Proxy,
     /// PEM files of certificate authorities to trust besides the usual ones. Absolute.
@@ -176,8 +178,8 @@ pub struct RunLimits {
     pub cpu_milli: Option<NonZeroU32>,
     /// Memory in bytes; `None` is no limit.
     pub memory_bytes: Option<NonZeroU64>,
-    /// Processes and threads.
-    pub pids: NonZeroU32,
+    /// Processes and threads; `None` is no limit.
+    pub pids: Option<NonZeroU32>,
     /// Accelerators; `None` is none.
     pub gpus: Option<Gpu>,
     /// The temporary folder's size in bytes.
@@ -200,7 +202,7 @@ pub struct OwnLimits {
     /// [`RunLimits::memory_bytes`]
     pub memory_bytes: Option<Option<NonZeroU64>>,
     /// [`RunLimits::pids`]
-    pub pids: Option<NonZeroU32>,
+    pub pids: Option<Option<NonZeroU32>>,
     /// [`RunLimits::gpus`]
     pub gpus: Option<Option<Gpu>>,
     /// [`RunLimits::scratch_bytes`]
@@ -241,6 +243,8 @@ pub enum RuntimeKind {
     Singularity,
     /// Apptainer or SingularityCE in jobs of Slurm, from a submit host.
     Slurm,
+    /// A namespace of a Kubernetes cluster, from within or outside.
+    Kubernetes,
 }
 
 impl RuntimeKind {
@@ -251,6 +255,7 @@ impl RuntimeKind {
             Self::Podman => "podman",
             Self::Singularity => "singularity",
             Self::Slurm => "slurm",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }
@@ -307,6 +312,39 @@ pub struct Slurm {
     pub max_jobs: u32,
     /// Where compute nodes reach this node; runs reach nobody if none.
     pub listen: Option<Listen>,
+}
+
+/// The `runtime.kubernetes:` section. What is not set is as the cluster has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// How the API server is reached; found by itself if none. Absolute.
+    pub kubeconfig: Option<PathBuf>,
+    /// Which context of it.
+    pub context: Option<String>,
+    /// The namespace of all runs; the context's if none.
+    pub namespace: Option<String>,
+    /// The image of the helper, in a registry of the cluster's.
+    pub helper_image: Option<ImageRef>,
+    /// Names of the namespace's Secrets by which machines fetch images.
+    pub image_pull_secrets: Vec<String>,
+    /// Registries that are spoken to without TLS.
+    pub insecure_registries: Vec<String>,
+    /// Labels of the machines that get runs.
+    pub node_selector: BTreeMap<String, String>,
+    /// Further labels of each pod.
+    pub labels: BTreeMap<String, String>,
+    /// The class of container runtime.
+    pub runtime_class: Option<String>,
+    /// The class by which pods go first.
+    pub priority_class: Option<String>,
+    /// What is booked of a processor for each run, in thousandths; all that it may use if none.
+    pub booked_cpu_milli: Option<NonZeroU32>,
+    /// Whether runs are held back until their network is seen to be denied.
+    pub gate: bool,
+    /// How long a pod may wait for a machine.
+    pub start_timeout: Option<Duration>,
+    /// How long for a registry.
+    pub pull_timeout: Option<Duration>,
 }
 
 /// What a job asks Slurm for.

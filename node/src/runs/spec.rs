@@ -6,8 +6,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use v6_runtime::{
-    Access, ContainerPath, Digest, EgressGrant, EnvValue, Error, GrantName, ImageRef, InputStream,
-    Mount, MountSource, Output, OutputName, ResolvedImage, Resources, RunSpec, Secret, Trust,
+    Access, Capabilities, ContainerPath, Digest, EgressGrant, EnvValue, Error, GrantName, ImageRef,
+    InputStream, Mount, MountSource, Output, OutputName, ResolvedImage, Resources, RunSpec, Secret,
+    Trust,
 };
 
 use super::context::{Destination, RunContext, Target};
@@ -110,9 +111,8 @@ pub fn prepare(config: &Config, us: &Identity, gathered: Gathered<'_>) -> Result
     let limits = config.runtime.limits(Some(action), &run.task.image);
     let mut context = RunContext::of(run, config.share_algorithm_logs, limits.output_bytes.get())
         .map_err(|word| refuse(RunStatus::Failed, word.to_string()))?;
-    let mut resources = Resources::default()
-        .with_pids(limits.pids)
-        .with_scratch_bytes(limits.scratch_bytes);
+    let mut resources = Resources::default().with_scratch_bytes(limits.scratch_bytes);
+    resources.pids = limits.pids;
     resources.cpu_milli = limits.cpu_milli;
     resources.memory_bytes = limits.memory_bytes;
     resources.gpu = limits.gpus;
@@ -322,6 +322,29 @@ fn offer(database: &Database, spec: &mut RunSpec, egress: &mut Egress) -> Result
     Ok(Secret::new(target))
 }
 
+/// Lets the contents of files go along with a run where the engine does not have this machine's disk: of
+/// those that it only reads. What cannot go along stays as it is, for the engine to refuse.
+///
+/// # Errors
+/// A file that is not there any more.
+pub async fn take_along(spec: &mut RunSpec, can: &Capabilities) -> Result<(), Error> {
+    if can.mounts.host_path || !can.mounts.stream {
+        return Ok(());
+    }
+    for mount in &mut spec.mounts {
+        let MountSource::HostPath(path) = &mount.source else {
+            continue;
+        };
+        let is_file = tokio::fs::metadata(path)
+            .await
+            .is_ok_and(|about| about.is_file());
+        if mount.access == Access::ReadOnly && is_file {
+            mount.source = MountSource::Stream(InputStream::file(path.clone()).await?);
+        }
+    }
+    Ok(())
+}
+
 /// The group through which a file can be read that others cannot read; root's own is never given.
 #[must_use]
 pub fn needed_group(path: &std::path::Path) -> Option<u32> {
@@ -415,6 +438,41 @@ mod tests {
             })
             .unwrap();
         assert_eq!(six, "ip-2001-db8--7.internal");
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_along_where_the_engine_has_another_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data.csv");
+        std::fs::write(&data, "a,b\n").unwrap();
+        let digest = Digest::new(format!("sha256:{}", "0".repeat(64))).unwrap();
+        let name = ImageRef::parse("localhost/average:1").unwrap();
+        let identity = v6_runtime::ImageIdentity::Manifest(digest);
+        let image = ResolvedImage::new(name, identity, "linux/amd64");
+        let at = |path: &std::path::Path, target| {
+            Mount::new(
+                MountSource::HostPath(path.to_owned()),
+                super::path(target).unwrap(),
+            )
+        };
+        let whole = RunSpec::new(image)
+            .with_mount(at(&data, "/mnt/data.csv"))
+            .with_mount(at(&data, "/mnt/changed.csv").with_access(Access::ReadWrite))
+            .with_mount(at(folder.path(), "/mnt/folder"));
+        let mut can = Capabilities::none();
+        can.mounts.stream = true;
+
+        let mut elsewhere = whole.clone();
+        take_along(&mut elsewhere, &can).await.unwrap();
+        let goes =
+            |mount: &Mount| matches!(&mount.source, MountSource::Stream(it) if it.len() == 4);
+        let gone: Vec<bool> = elsewhere.mounts.iter().map(goes).collect();
+        assert_eq!(gone, [true, false, false]);
+
+        can.mounts.host_path = true;
+        let mut here = whole.clone();
+        take_along(&mut here, &can).await.unwrap();
+        assert!(!here.mounts.iter().any(goes));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use v6_runtime::{Digest, Error, ErrorKind, ImageRef, PullPolicy, ResolvedImage};
 use super::context::RunContext;
 use super::sessions;
 use super::shared::{EngineTries, Node, patience};
-use super::spec::{Gathered, Prepared, Unfit, needed_group, prepare, source};
+use super::spec::{Gathered, Prepared, Unfit, needed_group, prepare, source, take_along};
 use super::verdict::Verdict;
 use crate::cli::render;
 use crate::config::Located;
@@ -101,14 +101,18 @@ pub async fn start(
         dataframes,
         session_files,
     };
-    let Prepared {
-        spec,
-        context,
-        warnings,
-    } = prepare(&node.config, &node.us, gathered).map_err(|unfit| {
+    let unfit = |unfit: Unfit| {
         node.gateway.forget(&context.run_id());
         unfit.into_verdict()
-    })?;
+    };
+    let Prepared {
+        mut spec,
+        context,
+        warnings,
+    } = prepare(&node.config, &node.us, gathered).map_err(unfit)?;
+    let can = node.runtime.capabilities();
+    let taken = take_along(&mut spec, can).await;
+    taken.map_err(|error| unfit(error.into()))?;
     for warning in warnings {
         tracing::warn!(run = run.id, "{warning}");
     }

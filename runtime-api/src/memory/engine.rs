@@ -131,15 +131,18 @@ impl MemoryEngine {
             floor: Floor {
                 read_only_root: true,
                 no_network: true,
+                only_loopback: true,
                 private: true,
                 ..Floor::default()
             },
             egress: true,
             deadline: true,
             grace: true,
+            init: true,
             trust: true,
             supplementary_groups: true,
             pull: true,
+            image_store: true,
             usage: false,
         }
     }

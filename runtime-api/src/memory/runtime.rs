@@ -179,6 +179,10 @@ impl Runtime for MemoryRuntime {
 
     async fn resolve(&self, image: &ImageRef, policy: PullPolicy) -> Result<ResolvedImage> {
         let mut state = self.call("resolve").await?;
+        if policy == PullPolicy::Never && !self.0.capabilities.image_store {
+            let message = format!("{image}: what the engine has is not known");
+            return Err(Error::new(ErrorKind::NotFound, message).with_operation("resolve"));
+        }
         state
             .images
             .resolve(image, policy, self.0.capabilities.pull)

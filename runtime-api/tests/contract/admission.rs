@@ -272,7 +272,7 @@ fn switches_are_listed_by_name() {
         .iter()
         .map(|(name, _)| name)
         .collect();
-    assert_eq!(names.len(), 7);
+    assert_eq!(names.len(), 8);
     assert!(v6_runtime::Floor::all().iter().all(|(_, on)| on));
     assert!(v6_runtime::Floor::default().iter().all(|(_, on)| !on));
 }

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, stream};
 use v6_runtime::{
     CleanupOptions, Outcome, Owner, PullPolicy, RunId, RunPhase, RunSpec, RunStatus, Runtime,
     RuntimeExt,
@@ -19,6 +19,8 @@ use crate::harness::{Fault, Harness, Injected, Planted, Registries, Stranger, Ta
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at something that no watch tells of.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// So many runs are removed at once.
+const AT_ONCE: usize = 8;
 /// More than any case prints and reads whole.
 const MUCH: u64 = 128 << 20;
 
@@ -81,6 +83,14 @@ impl Bench {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What resolves the probe without its registry, where the runtime can.
+    pub(crate) fn nearest(&self) -> PullPolicy {
+        match self.runtime.capabilities().image_store {
+            true => PullPolicy::Never,
+            false => PullPolicy::IfNotPresent,
+        }
+    }
+
     /// A run of the probe with these words.
     pub(crate) async fn spec(&self, words: &str) -> Result<RunSpec, Failure> {
         let image = self
@@ -123,8 +133,31 @@ impl Bench {
         Ok(log)
     }
 
+    /// How much longer than elsewhere whatever a run does takes here.
+    pub(crate) fn slowness(&self) -> Duration {
+        self.harness.slowness()
+    }
+
+    /// How long what has to come may take.
+    pub(crate) fn patience(&self) -> Duration {
+        PATIENCE + self.slowness() * 10
+    }
+
+    /// A program that goes on for long, and ends as soon as it is asked to.
+    pub(crate) fn endless(&self) -> &'static str {
+        match self.runtime.capabilities().init {
+            true => "sleep 60000",
+            false => "trap-term exit 9 then sleep 60000",
+        }
+    }
+
+    /// A time by which a run has started that is begun so long before.
+    pub(crate) fn in_seconds(&self, seconds: u64) -> SystemTime {
+        SystemTime::now() + Duration::from_secs(seconds) + self.slowness()
+    }
+
     pub(crate) async fn ended(&self, id: &RunId) -> Result<RunStatus, Failure> {
-        match tokio::time::timeout(PATIENCE, self.runtime.wait(id)).await {
+        match tokio::time::timeout(self.patience(), self.runtime.wait(id)).await {
             Ok(Ok(status)) => Ok(status),
             Ok(Err(error)) => {
                 let status = self.runtime.status(id).await;
@@ -144,7 +177,7 @@ impl Bench {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         };
-        tokio::time::timeout(PATIENCE, recorded)
+        tokio::time::timeout(self.patience(), recorded)
             .await
             .map_err(|_| format!("run {id} has no record").into())
     }
@@ -176,7 +209,7 @@ impl Bench {
                 }
             }
         };
-        match tokio::time::timeout(PATIENCE, waiting).await {
+        match tokio::time::timeout(self.patience(), waiting).await {
             Ok(status) => status,
             Err(_) => Err(format!("run {id}: waited in vain until {what}").into()),
         }
@@ -204,7 +237,7 @@ impl Bench {
             let all = String::from_utf8_lossy(&all).into_owned();
             Err(format!("the log ended without {text:?}: {all:?}").into())
         };
-        match tokio::time::timeout(PATIENCE, waiting).await {
+        match tokio::time::timeout(self.patience(), waiting).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("run {id} has not printed {text:?}").into()),
         }
@@ -258,14 +291,15 @@ impl Bench {
         self.leftovers().await
     }
 
-    /// Removes every run that is left.
+    /// Removes every run that is left, several at once.
     pub(crate) async fn tidy(&self) -> Result<(), Failure> {
-        for id in self.listed().await? {
-            self.runtime
-                .cleanup(&run_id(&id), CleanupOptions::default().with_force(true))
-                .await?;
-        }
-        Ok(())
+        let left = stream::iter(self.listed().await?.into_iter().map(Ok));
+        left.try_for_each_concurrent(AT_ONCE, |id| async move {
+            let forced = CleanupOptions::default().with_force(true);
+            self.runtime.cleanup(&run_id(&id), forced).await.map(drop)
+        })
+        .await
+        .map_err(Failure::from)
     }
 
     pub(crate) async fn leftovers(&self) -> Result<Vec<String>, Failure> {

@@ -178,16 +178,17 @@ impl Case {
         if let Err(what) = (self.needs)(bench.runtime.capabilities()) {
             return Err(Stop::Undeclared(format!("{what} is not declared")));
         }
+        let limit = CASE_LIMIT + bench.slowness() * 20;
         let work = AssertUnwindSafe((self.work)(bench.clone())).catch_unwind();
-        let worked = match tokio::time::timeout(CASE_LIMIT, work).await {
+        let worked = match tokio::time::timeout(limit, work).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(panic)) => Err(format!("it panicked: {}", words(&*panic)).into()),
-            Err(_) => Err(format!("it did not end within {CASE_LIMIT:?}").into()),
+            Err(_) => Err(format!("it did not end within {limit:?}").into()),
         };
-        let left = tokio::time::timeout(CASE_LIMIT, bench.end()).await;
+        let left = tokio::time::timeout(limit, bench.end()).await;
         worked?;
         let Ok(left) = left else {
-            return Err(format!("cleaning up did not end within {CASE_LIMIT:?}").into());
+            return Err(format!("cleaning up did not end within {limit:?}").into());
         };
         match left? {
             left if left.is_empty() => Ok(()),

@@ -47,6 +47,12 @@ pub trait Harness: Send + Sync + 'static {
         64 << 20
     }
 
+    /// How much later a run starts or ends here than at an engine of this machine, such as one that
+    /// looks after its containers once a second. Cases that measure time allow so much more.
+    fn slowness(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Makes the way to the engine bad for this owner's runtime values, those to come included,
     /// until the result is dropped. `None`: this fault cannot be made here.
     ///

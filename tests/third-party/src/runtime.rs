@@ -159,6 +159,8 @@ fn capabilities() -> Capabilities {
     can.floor.non_root = !rustix::process::geteuid().is_root();
     can.deadline = true;
     can.grace = true;
+    can.init = true;
+    can.image_store = true;
     can
 }
 

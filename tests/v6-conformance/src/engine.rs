@@ -87,6 +87,12 @@ impl From<Failed> for Error {
     }
 }
 
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
 /// Says what was being done.
 pub(crate) fn failed<E: std::error::Error + Send + Sync + 'static>(
     what: &str,

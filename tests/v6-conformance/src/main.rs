@@ -7,6 +7,9 @@
 //! ```
 
 mod apptainer;
+mod cluster;
+mod cluster_images;
+mod cluster_objects;
 mod engine;
 mod images;
 mod matrix;
@@ -29,6 +32,7 @@ use v6_fault_proxy::Address;
 use v6_runtime_conformance::{Harness, MemoryHarness, Options, suite_process};
 
 use crate::apptainer::{ApptainerHarness, ApptainerOptions};
+use crate::cluster::{ClusterHarness, ClusterOptions};
 use crate::engine::{EngineHarness, EngineOptions};
 use crate::slurm::SlurmArguments;
 
@@ -54,6 +58,8 @@ struct Arguments {
     apptainer: ApptainerOptions,
     #[command(flatten)]
     slurm: SlurmArguments,
+    #[command(flatten)]
+    cluster: ClusterOptions,
     #[command(flatten)]
     suite: Options,
 }
@@ -99,6 +105,8 @@ enum Kind {
     Singularity,
     /// Apptainer in jobs of Slurm, with the probe of --archive
     Slurm,
+    /// The Kubernetes cluster at --api
+    Kubernetes,
 }
 
 impl Kind {
@@ -109,13 +117,14 @@ impl Kind {
             Self::Podman => "podman",
             Self::Singularity => "singularity",
             Self::Slurm => "slurm",
+            Self::Kubernetes => "kubernetes",
         }
     }
 
     /// Where the engine usually is: the variable that says it, and the place without one.
     fn engine(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Memory | Self::Singularity | Self::Slurm => None,
+            Self::Memory | Self::Singularity | Self::Slurm | Self::Kubernetes => None,
             Self::Docker => Some(("DOCKER_HOST", "unix:///var/run/docker.sock")),
             Self::Podman => Some(("CONTAINER_HOST", "unix:///run/podman/podman.sock")),
         }
@@ -133,7 +142,7 @@ fn main() -> ExitCode {
         }
     }
     arguments.suite.report = user::reports(arguments.suite.report);
-    let done = match (arguments.command, arguments.runtime) {
+    let done = match (arguments.command.take(), arguments.runtime) {
         (Some(Command::Matrix { folder }), _) => matrix::write(&folder),
         #[cfg(feature = "faults")]
         (Some(Command::Prove(prove)), _) => prove::prove(
@@ -147,20 +156,14 @@ fn main() -> ExitCode {
             prove.cases,
         ),
         // What there is to list does not depend on an engine.
-        (None, Some(_)) if arguments.suite.list => harness(
-            Kind::Memory,
-            arguments.engine,
-            arguments.apptainer,
-            arguments.slurm,
-        )
-        .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
-        (None, Some(runtime)) => harness(
-            runtime,
-            arguments.engine,
-            arguments.apptainer,
-            arguments.slurm,
-        )
-        .map(|harness| v6_runtime_conformance::run(harness, &arguments.suite)),
+        (None, Some(chosen)) => {
+            let kind = match arguments.suite.list {
+                true => Kind::Memory,
+                false => chosen,
+            };
+            let suite = arguments.suite.clone();
+            harness(kind, arguments).map(|harness| v6_runtime_conformance::run(harness, &suite))
+        }
         (None, None) => Err("name a runtime with --runtime, or see --help".to_owned()),
     };
     done.unwrap_or_else(|error| {
@@ -196,20 +199,18 @@ fn as_owner(arguments: &Arguments) -> std::io::Result<Option<ExitCode>> {
     }
 }
 
-fn harness(
-    kind: Kind,
-    options: EngineOptions,
-    apptainer: ApptainerOptions,
-    slurm: SlurmArguments,
-) -> Result<Arc<dyn Harness>, String> {
-    if matches!(kind, Kind::Singularity | Kind::Slurm) {
-        let slurm = (kind == Kind::Slurm).then_some(slurm);
-        let harness = ApptainerHarness::new(apptainer, slurm, options)?;
-        return Ok(Arc::new(harness));
-    }
-    Ok(match engine(kind, options)? {
-        Some(engine) => Arc::new(engine),
-        None => Arc::new(MemoryHarness::new().map_err(|error| error.to_string())?),
+fn harness(kind: Kind, arguments: Arguments) -> Result<Arc<dyn Harness>, String> {
+    let options = arguments.engine;
+    Ok(match kind {
+        Kind::Singularity | Kind::Slurm => {
+            let slurm = (kind == Kind::Slurm).then_some(arguments.slurm);
+            Arc::new(ApptainerHarness::new(arguments.apptainer, slurm, options)?)
+        }
+        Kind::Kubernetes => Arc::new(ClusterHarness::new(arguments.cluster, options)?),
+        _ => match engine(kind, options)? {
+            Some(engine) => Arc::new(engine),
+            None => Arc::new(MemoryHarness::new().map_err(|error| error.to_string())?),
+        },
     })
 }
 

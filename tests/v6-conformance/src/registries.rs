@@ -70,6 +70,25 @@ impl Started {
         RegistryCredentials::new(&self.private, &self.user, self.password.clone().into())
     }
 
+    /// The probe's names in both.
+    pub(crate) fn probes(&self) -> Result<[ImageRef; 2]> {
+        let name = |registry: &str| ImageRef::parse(&format!("{registry}/{REPOSITORY}:{TAG}"));
+        Ok([name(&self.open)?, name(&self.private)?])
+    }
+
+    /// Lets what waits at the one that stalls come to nothing.
+    pub(crate) fn give_up(&self) {
+        drop(
+            self.stall
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+        if let Some(stalled) = self.filled.get() {
+            stalled.cut();
+        }
+    }
+
     /// Fills them the first time, and takes all that was fetched from the engine.
     pub(crate) async fn ready(&self, docker: &Docker, probe: &str) -> Result<Registries> {
         let registries = self.names(|| self.fill(docker, probe)).await?;

@@ -58,6 +58,13 @@ pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
         (RuntimeKind::Slurm, ErrorKind::Unavailable | ErrorKind::Timeout) => {
             "see that slurmctld answers (scontrol ping), or set runtime.slurm.conf".to_owned()
         }
+        (RuntimeKind::Kubernetes, ErrorKind::Denied) => {
+            "have the cluster's administrator apply what `v6-node rbac` prints".to_owned()
+        }
+        (RuntimeKind::Kubernetes, ErrorKind::Unavailable | ErrorKind::Timeout) => {
+            "see that the API server answers (kubectl version), or set runtime.kubernetes.kubeconfig"
+                .to_owned()
+        }
         (_, ErrorKind::Denied) => {
             "give this user access to the engine; who may use the socket of root's is root on this machine"
                 .to_owned()
@@ -112,13 +119,21 @@ impl Probe for Floors {
 
     async fn run(&self) -> Finding {
         let floor: &Floor = &self.0.capabilities().floor;
+        // An interface behind which everything is denied is no way out.
+        let denied = floor.no_network && !floor.only_loopback;
         let missing: Vec<&str> = floor
             .iter()
-            .filter(|(_, kept)| !kept)
+            .filter(|(name, kept)| !(*kept || denied && *name == "only_loopback"))
             .map(|(name, _)| name)
             .collect();
         if missing.is_empty() {
-            return Finding::ok("every part of the isolation floor is enforced");
+            let how = match denied {
+                true => "; runs have a network interface, and the network denies them everything",
+                false => "",
+            };
+            return Finding::ok(format!(
+                "every part of the isolation floor is enforced{how}"
+            ));
         }
         let message = format!(
             "the engine does not enforce: {}",
@@ -148,6 +163,7 @@ impl Probe for Limits {
         let wanted = |name: &str| match name {
             "cpu" => runs.iter().any(|run| run.cpu_milli.is_some()),
             "memory" => runs.iter().any(|run| run.memory_bytes.is_some()),
+            "pids" => runs.iter().any(|run| run.pids.is_some()),
             "gpu" => false,
             _ => true,
         };
@@ -168,13 +184,14 @@ impl Probe for Limits {
             let message = format!("the engine cannot limit: {}", missing.join(", "));
             return Finding::fail(
                 message,
-                "enable the cgroup controllers that this needs, or write runtime.run.cpus: none and \
-                 runtime.run.memory: none; runs that ask for such a limit are refused",
+                "enable what this needs at the engine, or write none for it (runtime.run.cpus, .memory, .pids); \
+                 runs that ask for such a limit are refused",
             );
         }
         let without = [
             ("cpu", runs.iter().all(|run| run.cpu_milli.is_some())),
             ("memory", runs.iter().all(|run| run.memory_bytes.is_some())),
+            ("pids", runs.iter().all(|run| run.pids.is_some())),
         ];
         let without = without.into_iter().filter(|(_, limited)| !limited);
         let without: Vec<&str> = without.map(|(name, _)| name).collect();
@@ -227,7 +244,8 @@ impl Probe for Isolation {
     }
 
     fn timeout(&self) -> Duration {
-        Duration::from_secs(60)
+        // A machine of a cluster may have to fetch an image first.
+        Duration::from_secs(150)
     }
 
     async fn run(&self) -> Finding {

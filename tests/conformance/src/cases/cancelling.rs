@@ -10,7 +10,8 @@ use crate::bench::{Bench, run_id};
 use crate::case::{self, Failure, equal, fails, holds};
 
 case::cases! {
-    a_running_run_is_cancelled ["CAN-1"]: "cancel asks a run to end; one that does, ends at once as Cancelled";
+    #[needs(needs::init)]
+    a_running_run_is_cancelled ["CAN-1"]: "cancel asks a run to end; one that does nothing about it ends at once as Cancelled";
     who_ends_on_request_was_cancelled ["CAN-1"]: "a program that ends with a code of its own when it is asked to was Cancelled all the same";
     cancelling_the_finished_does_nothing ["CAN-2"]: "cancel of a run that is over is AlreadyFinished, and its outcome stays";
     cancelling_the_removed_is_not_found ["CAN-2", "STAT-1"]: "cancel of a run that was cleaned up is NotFound";
@@ -44,6 +45,14 @@ async fn ready(bench: &Bench, id: &str, words: &str, grace: Option<u64>) -> Resu
     Ok(id)
 }
 
+/// A grace, and a time that is less: who ends within it was not waited for so long.
+fn unused_grace(bench: &Bench) -> (Option<u64>, Duration) {
+    let slowness = bench.slowness();
+    // The default is ten seconds.
+    let grace = (!slowness.is_zero()).then(|| 10 + 2 * slowness.as_secs());
+    (grace, Duration::from_secs(8) + slowness)
+}
+
 async fn was_cancelled(bench: &Bench, id: &RunId) -> Result<(), Failure> {
     let status = bench.ended(id).await?;
     let outcome = status.outcome().ok_or("it has no outcome")?;
@@ -54,7 +63,8 @@ async fn was_cancelled(bench: &Bench, id: &RunId) -> Result<(), Failure> {
 }
 
 async fn a_running_run_is_cancelled(bench: Bench) -> case::Outcome {
-    let id = ready(&bench, "cancelled", "echo ready then sleep 60000", None).await?;
+    let (grace, limit) = unused_grace(&bench);
+    let id = ready(&bench, "cancelled", "echo ready then sleep 60000", grace).await?;
     let begun = Instant::now();
     let told = bench.runtime.cancel(&id, CancelOptions::default()).await?;
     equal("cancel", told, Cancelled::Requested)?;
@@ -62,7 +72,7 @@ async fn a_running_run_is_cancelled(bench: Bench) -> case::Outcome {
     let took = begun.elapsed();
     holds(
         &format!("it took {took:?}, as if it had been killed"),
-        took < Duration::from_secs(8),
+        took < limit,
     )?;
     Ok(())
 }
@@ -112,7 +122,8 @@ async fn who_ignores_the_request_is_killed(bench: Bench) -> case::Outcome {
     bench.runtime.cancel(&id, CancelOptions::default()).await?;
     was_cancelled(&bench, &id).await?;
     let took = begun.elapsed();
-    let right = (Duration::from_millis(1900)..Duration::from_secs(12)).contains(&took);
+    let most = Duration::from_secs(12) + bench.slowness();
+    let right = (Duration::from_millis(1900)..most).contains(&took);
     holds(&format!("with a grace of 2 s it took {took:?}"), right)?;
     Ok(())
 }
@@ -148,13 +159,14 @@ async fn a_longer_grace_does_not_lengthen(bench: Bench) -> case::Outcome {
 }
 
 async fn a_grace_of_zero_kills(bench: Bench) -> case::Outcome {
-    let id = ready(&bench, "killed", STUBBORN, None).await?;
+    let (grace, limit) = unused_grace(&bench);
+    let id = ready(&bench, "killed", STUBBORN, grace).await?;
     let begun = Instant::now();
     let at_once = CancelOptions::default().with_grace(Duration::ZERO);
     bench.runtime.cancel(&id, at_once).await?;
     was_cancelled(&bench, &id).await?;
     let took = begun.elapsed();
-    holds(&format!("it took {took:?}"), took < Duration::from_secs(8))?;
+    holds(&format!("it took {took:?}"), took < limit)?;
     Ok(())
 }
 

@@ -147,14 +147,14 @@ async fn a_killed_process_has_cancelled(bench: Bench) -> case::Outcome {
 
 async fn the_deadline_outlives_its_process(bench: Bench) -> case::Outcome {
     let id = run_id("late");
-    let after = Duration::from_secs(4);
+    let after = Duration::from_secs(4) + bench.slowness();
     // The child counts from a moment of its own, which is later.
     let earliest = SystemTime::now() + after;
     let mut starter = bench
         .child(Task::Run {
             id: id.to_string(),
-            words: "sleep 60000".to_owned(),
-            deadline: Some(4000),
+            words: bench.endless().to_owned(),
+            deadline: u64::try_from(after.as_millis()).ok(),
             collects: false,
         })
         .await?;
@@ -162,7 +162,7 @@ async fn the_deadline_outlives_its_process(bench: Bench) -> case::Outcome {
     let latest = SystemTime::now() + after;
     starter.kill().await?;
     // While nobody lives who could end it, and some time more.
-    let unseen = latest + Duration::from_secs(4);
+    let unseen = latest + Duration::from_secs(4) + bench.slowness();
     let left = unseen.duration_since(SystemTime::now()).unwrap_or_default();
     tokio::time::sleep(left).await;
     let status = bench.restarted().await?.runtime.status(&id).await?;

@@ -24,10 +24,6 @@ case::cases! {
     a_deadline_changes_no_cancel ["DEAD-1", "CAN-1"]: "a run with a deadline that is cancelled before it is told as cancelled, also later";
 }
 
-fn in_seconds(seconds: u64) -> SystemTime {
-    SystemTime::now() + Duration::from_secs(seconds)
-}
-
 /// Waits until a time of the engine's clock.
 async fn passed(moment: SystemTime) {
     let left = moment.duration_since(SystemTime::now()).unwrap_or_default();
@@ -36,8 +32,8 @@ async fn passed(moment: SystemTime) {
 
 async fn the_deadline_ends_a_run(bench: Bench) -> case::Outcome {
     let id = run_id("late");
-    let deadline = in_seconds(3);
-    let spec = bench.spec("sleep 60000").await?.with_deadline(deadline);
+    let deadline = bench.in_seconds(3);
+    let spec = bench.spec(bench.endless()).await?.with_deadline(deadline);
     let status = bench.finish(&id, &spec).await?;
     let outcome = status.outcome().cloned();
     equal("its end", outcome, Some(Outcome::DeadlineExceeded))?;
@@ -54,15 +50,15 @@ async fn the_deadline_ends_a_run(bench: Bench) -> case::Outcome {
 
 async fn the_deadline_holds_alone(bench: Bench) -> case::Outcome {
     let id = run_id("alone");
-    let deadline = in_seconds(3);
+    let deadline = bench.in_seconds(3);
     {
         // The value that starts the run goes; the one that is left has never been asked anything.
         let starter = bench.restarted().await?;
-        let spec = starter.spec("sleep 60000").await?.with_deadline(deadline);
+        let spec = starter.spec(bench.endless()).await?.with_deadline(deadline);
         starter.runtime.run(&id, &spec).await?;
         starter.running(&id).await?;
     }
-    passed(deadline + Duration::from_secs(2)).await;
+    passed(deadline + Duration::from_secs(2) + bench.slowness()).await;
     let status = bench.restarted().await?.runtime.status(&id).await?;
     let outcome = status.outcome().cloned();
     equal("its end", outcome, Some(Outcome::DeadlineExceeded))?;
@@ -71,7 +67,10 @@ async fn the_deadline_holds_alone(bench: Bench) -> case::Outcome {
 
 async fn the_deadline_kills_the_stubborn(bench: Bench) -> case::Outcome {
     let id = run_id("stubborn");
-    let mut spec = bench.spec(STUBBORN).await?.with_deadline(in_seconds(3));
+    let mut spec = bench
+        .spec(STUBBORN)
+        .await?
+        .with_deadline(bench.in_seconds(3));
     if bench.runtime.capabilities().grace {
         spec = spec.with_grace(Duration::from_secs(1));
     }
@@ -96,7 +95,7 @@ async fn a_past_deadline_starts_nothing(bench: Bench) -> case::Outcome {
 
 async fn who_ends_in_time_has_met_it(bench: Bench) -> case::Outcome {
     let id = run_id("in-time");
-    let deadline = in_seconds(4);
+    let deadline = bench.in_seconds(4);
     let spec = bench.spec("exit 5").await?.with_deadline(deadline);
     let status = bench.finish(&id, &spec).await?;
     let outcome = status.outcome().cloned();
@@ -112,8 +111,8 @@ async fn who_ends_in_time_has_met_it(bench: Bench) -> case::Outcome {
 
 async fn a_deadline_changes_no_cancel(bench: Bench) -> case::Outcome {
     let id = run_id("cancelled");
-    let deadline = in_seconds(4);
-    let spec = bench.spec("sleep 60000").await?.with_deadline(deadline);
+    let deadline = bench.in_seconds(4);
+    let spec = bench.spec(bench.endless()).await?.with_deadline(deadline);
     bench.runtime.run(&id, &spec).await?;
     bench.running(&id).await?;
     bench.runtime.cancel(&id, CancelOptions::default()).await?;

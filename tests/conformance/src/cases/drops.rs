@@ -10,8 +10,8 @@ use tokio::io::DuplexStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use v6_runtime::{
-    Accepted, CancelOptions, CleanupOptions, ErrorKind, LogOptions, Outcome, Pending, PullPolicy,
-    RunId, RunPhase, Runtime,
+    Accepted, CancelOptions, CleanupOptions, ErrorKind, LogOptions, Outcome, Pending, RunId,
+    RunPhase, Runtime,
 };
 
 use super::{files, needs};
@@ -245,7 +245,7 @@ async fn looks_can_be_dropped_anywhere(bench: Bench) -> case::Outcome {
             polled(polls, runtime.status(&id)).await.is_some(),
             polled(polls, runtime.list().next()).await.is_some(),
             polled(polls, runtime.ping()).await.is_some(),
-            polled(polls, runtime.resolve(&image, PullPolicy::Never))
+            polled(polls, runtime.resolve(&image, bench.nearest()))
                 .await
                 .is_some(),
         ];
@@ -256,7 +256,7 @@ async fn looks_can_be_dropped_anywhere(bench: Bench) -> case::Outcome {
             Some(Outcome::Exited(3)),
         )?;
         equal("listed", bench.listed().await?, vec![id.to_string()])?;
-        runtime.resolve(&image, PullPolicy::Never).await?;
+        runtime.resolve(&image, bench.nearest()).await?;
         runtime.ping().await?;
         if all == [true; 4] || began.elapsed() > TIME_MOST {
             break;

@@ -19,8 +19,8 @@ case::cases! {
     #[needs(|c: &Capabilities| c.floor.read_only_root.then_some(()).ok_or("floor.read_only_root"))]
     its_root_is_read_only ["FLOOR-5"]: "nothing of the root file system can be written; HOME and TMPDIR can";
     #[needs(needs::no_network)]
-    it_has_no_network ["NET-1"]: "there is no interface but loopback, and no name or address can be reached";
-    #[needs(needs::no_network)]
+    it_has_no_network ["NET-1"]: "no name or address beyond loopback can be reached";
+    #[needs(needs::only_loopback)]
     it_sees_only_loopback ["NET-1"]: "the only interface is loopback, there is no route, and no address beyond it";
     #[needs(needs::private)]
     it_sees_only_its_processes ["FLOOR-6"]: "the program sees no process of the host or of another run";

@@ -103,13 +103,16 @@ mod tests {
         ("floor.seccomp", |c| c.floor.seccomp = false),
         ("floor.read_only_root", |c| c.floor.read_only_root = false),
         ("floor.no_network", |c| c.floor.no_network = false),
+        ("floor.only_loopback", |c| c.floor.only_loopback = false),
         ("floor.private", |c| c.floor.private = false),
         ("egress", |c| c.egress = false),
         ("deadline", |c| c.deadline = false),
         ("grace", |c| c.grace = false),
+        ("init", |c| c.init = false),
         ("trust", |c| c.trust = false),
         ("supplementary_groups", |c| c.supplementary_groups = false),
         ("pull", |c| c.pull = false),
+        ("image_store", |c| c.image_store = false),
         ("usage", |c| c.usage = false),
     ];
 
@@ -128,9 +131,11 @@ mod tests {
             &mut all.egress,
             &mut all.deadline,
             &mut all.grace,
+            &mut all.init,
             &mut all.trust,
             &mut all.supplementary_groups,
             &mut all.pull,
+            &mut all.image_store,
             &mut all.usage,
         ] {
             *each = true;

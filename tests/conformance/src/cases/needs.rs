@@ -38,6 +38,10 @@ pub(crate) fn grace(c: &Capabilities) -> Needs {
     need(c.grace, "grace")
 }
 
+pub(crate) fn init(c: &Capabilities) -> Needs {
+    need(c.init, "init")
+}
+
 pub(crate) fn cancelled(c: &Capabilities) -> Needs {
     need(c.outcomes.cancelled, "outcomes.cancelled")
 }
@@ -73,4 +77,8 @@ pub(crate) fn is_cancelled(bench: &Bench, outcome: &v6_runtime::Outcome) -> bool
         }
         _ => false,
     }
+}
+
+pub(crate) fn only_loopback(c: &Capabilities) -> Needs {
+    need(c.floor.only_loopback, "floor.only_loopback")
 }

@@ -24,6 +24,7 @@ macro_rules! undeclared {
             );)+
             #[alone]
             undeclared_pull_asks_no_registry ["IMG-1", "IMG-3"]: "where pull is not declared, an image that only a registry has is refused as NotFound or Unsupported, whatever the policy";
+            undeclared_image_store_finds_nothing ["IMG-1"]: "where image_store is not declared, an image that was run is not found without its registry: it is refused as NotFound or Unsupported";
             undeclared_logs_follow_is_unsupported ["RUN-6", "LOG-2"]: "where logs.follow is not declared, following a log is refused as Unsupported";
             undeclared_logs_since_is_unsupported ["RUN-6", "LOG-2"]: "where logs.since is not declared, reading a log from a position is refused as Unsupported";
         }
@@ -117,6 +118,21 @@ async fn undeclared_pull_asks_no_registry(bench: Bench) -> case::Outcome {
             )?,
             Ok(image) => return Err(format!("{policy:?}: it resolved to {image:?}").into()),
         }
+    }
+    Ok(())
+}
+
+async fn undeclared_image_store_finds_nothing(bench: Bench) -> case::Outcome {
+    not_declared(&bench, "image_store", |c| c.image_store)?;
+    let spec = bench.spec("exit 0").await?;
+    bench.done(&run_id("known"), &spec).await?;
+    let name = bench.harness.probe_image();
+    match bench.runtime.resolve(&name, PullPolicy::Never).await {
+        Err(error) => holds(
+            &error.to_string(),
+            matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported),
+        )?,
+        Ok(image) => return Err(format!("it resolved to {image:?}").into()),
     }
     Ok(())
 }

@@ -79,7 +79,7 @@ async fn every_end_is_seen(bench: Bench) -> case::Outcome {
         waits.push(async move { (number, tracker.wait(&id).await) });
     }
     let all = futures_util::future::join_all(waits);
-    let all = tokio::time::timeout(Duration::from_secs(60), all).await;
+    let all = tokio::time::timeout(bench.patience(), all).await;
     for (number, status) in all.map_err(|_| "not every end was seen")? {
         equal(
             "its end",
@@ -118,8 +118,7 @@ async fn phases_never_go_back(bench: Bench) -> case::Outcome {
         }
         Ok::<_, Failure>(())
     };
-    let limit = Duration::from_secs(60);
-    tokio::time::timeout(limit, watching)
+    tokio::time::timeout(bench.patience(), watching)
         .await
         .map_err(|_| "the ends were not seen")??;
     Ok(())
@@ -198,7 +197,7 @@ async fn two_runs_may_end_in_one_tick(bench: Bench) -> case::Outcome {
             }
             Ok::<_, Failure>(ends)
         };
-        let ends = tokio::time::timeout(Duration::from_secs(60), watching).await;
+        let ends = tokio::time::timeout(bench.patience(), watching).await;
         let ends = ends.map_err(|_| format!("round {round}: not both ends were seen"))??;
         let wanted = [("left", 3), ("right", 4)]
             .map(|(id, code)| (id.to_owned(), Outcome::Exited(code)))

@@ -100,12 +100,12 @@ seeds! {
         /// `resolve` of a name that nobody knows succeeds.
         UnknownNamesResolve [
             an_unknown_name_is_not_found an_image_is_pulled_and_run registries_fail_in_their_own_ways
-            undeclared_pull_asks_no_registry
+            undeclared_image_store_finds_nothing undeclared_pull_asks_no_registry
         ]
         /// `resolve` of a name that nobody knows says that the registry cannot be reached.
         UnknownNamesAreUnreachable [
             an_unknown_name_is_not_found an_image_is_pulled_and_run registries_fail_in_their_own_ways
-            undeclared_pull_asks_no_registry
+            undeclared_image_store_finds_nothing undeclared_pull_asks_no_registry
         ]
         /// `prefetch` is refused.
         PrefetchIsDenied [
@@ -119,7 +119,7 @@ seeds! {
         RegistriesFailInOneWay [
             registries_fail_in_their_own_ways an_unknown_name_is_not_found an_engine_that_is_away_gives_no_verdict
             an_image_is_pulled_and_run delayed_calls_can_be_repeated failed_calls_can_be_repeated
-            undeclared_pull_asks_no_registry
+            undeclared_image_store_finds_nothing undeclared_pull_asks_no_registry
         ]
         /// While one image is being fetched no other run starts.
         PullsHoldUpOthers [a_slow_pull_delays_no_other_run]

@@ -1,0 +1,240 @@
+//! The API server, with a bound on every call.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::Client;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result, found};
+
+/// What is booked of a processor for a container that has ended.
+pub(crate) const LEAST_CPU: &str = "1m";
+/// How often a question is asked whose connection breaks.
+const TRIES: u32 = 3;
+/// So many pods come in one answer.
+const PAGE: u32 = 250;
+
+/// The objects of one namespace.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    /// Which namespace of which API server.
+    pub(crate) place: String,
+    pub(crate) namespace: String,
+    pub(crate) pods: Api<Pod>,
+    secrets: Api<Secret>,
+    leases: Api<Lease>,
+    policies: Api<NetworkPolicy>,
+    timeout: Duration,
+}
+
+impl Cluster {
+    pub(crate) fn new(client: Client, server: &str, namespace: String, timeout: Duration) -> Self {
+        Self {
+            pods: Api::namespaced(client.clone(), &namespace),
+            secrets: Api::namespaced(client.clone(), &namespace),
+            leases: Api::namespaced(client.clone(), &namespace),
+            policies: Api::namespaced(client.clone(), &namespace),
+            client,
+            place: format!("{server} {namespace}"),
+            namespace,
+            timeout,
+        }
+    }
+
+    /// Makes one call, with its time limit.
+    pub(crate) async fn call<T>(
+        &self,
+        step: &'static str,
+        call: impl Future<Output = kube::Result<T>> + Send,
+    ) -> Result<T> {
+        match tokio::time::timeout(self.timeout, Box::pin(call)).await {
+            Ok(result) => result.map_err(Error::api(step)),
+            Err(_) => Err(Error::Timeout {
+                step,
+                after: self.timeout,
+            }),
+        }
+    }
+
+    /// Makes one call that can be made twice, again if its connection breaks: one that was kept may have been
+    /// closed by the other end just then.
+    pub(crate) async fn read<T, F>(&self, step: &'static str, make: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = kube::Result<T>> + Send,
+    {
+        let mut tries = 1;
+        loop {
+            match self.call(step, make()).await {
+                Err(error) if error.is_broken() && tries < TRIES => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
+    pub(crate) async fn version(&self) -> Result<k8s_openapi::apimachinery::pkg::version::Info> {
+        let ask = || self.client.apiserver_version();
+        self.read("asking for the version", ask).await
+    }
+
+    pub(crate) async fn pod(&self, name: &str) -> Result<Option<Pod>> {
+        let look = || self.pods.get(name);
+        found(self.read("looking at a pod", look).await)
+    }
+
+    pub(crate) async fn create_pod(&self, pod: &Pod) -> Result<Pod> {
+        let options = PostParams::default();
+        self.call("making a pod", self.pods.create(&options, pod))
+            .await
+    }
+
+    /// Changes a pod; `None` if it is gone.
+    pub(crate) async fn patch_pod(
+        &self,
+        name: &str,
+        change: &serde_json::Value,
+    ) -> Result<Option<Pod>> {
+        let (options, change) = (PatchParams::default(), Patch::Merge(change));
+        let call = self.pods.patch(name, &options, &change);
+        found(self.call("changing a pod", call).await)
+    }
+
+    /// Has the cluster book next to nothing for a container, whose limits stay.
+    pub(crate) async fn shrink_pod(&self, name: &str, container: &str) -> Result<()> {
+        let requests = serde_json::json!({ "cpu": LEAST_CPU, "memory": "1Mi" });
+        let change = serde_json::json!({
+            "spec": { "containers": [{ "name": container, "resources": { "requests": requests } }] }
+        });
+        let (options, change) = (PatchParams::default(), Patch::Strategic(&change));
+        let call = self
+            .pods
+            .patch_subresource("resize", name, &options, &change);
+        self.call("giving back what was booked", call)
+            .await
+            .map(drop)
+    }
+
+    /// Ends this very pod; `false` if it is gone.
+    pub(crate) async fn delete_pod(&self, name: &str, uid: &str, grace: u32) -> Result<bool> {
+        let options = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default().grace_period(grace)
+        };
+        let end = || self.pods.delete(name, &options);
+        match self.read("ending a pod", end).await {
+            Ok(_) => Ok(true),
+            // Another pod has the name by now, or none.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether we may see pods at all.
+    pub(crate) async fn may_list_pods(&self) -> Result<()> {
+        let options = ListParams::default().limit(1);
+        let look = || self.pods.list_metadata(&options);
+        self.read("listing pods", look).await.map(drop)
+    }
+
+    /// All pods with these labels, in pages, and the version at which they were so.
+    pub(crate) async fn list_pods(&self, labels: &str) -> Result<(Vec<Pod>, String)> {
+        list(self, "listing pods", &self.pods, labels).await
+    }
+
+    pub(crate) async fn create_secret(&self, secret: &Secret) -> Result<()> {
+        let options = PostParams::default();
+        let call = self.secrets.create(&options, secret);
+        self.call("storing input", call).await.map(drop)
+    }
+
+    pub(crate) async fn secret(&self, name: &str) -> Result<Option<Secret>> {
+        let look = || self.secrets.get(name);
+        found(self.read("reading a Secret", look).await)
+    }
+
+    pub(crate) async fn delete_secret(&self, name: &str) -> Result<bool> {
+        let options = DeleteParams::default();
+        let remove = || self.secrets.delete(name, &options);
+        let gone = found(self.read("removing a Secret", remove).await);
+        gone.map(|gone| gone.is_some())
+    }
+
+    pub(crate) async fn lease(&self, name: &str) -> Result<Option<Lease>> {
+        let look = || self.leases.get(name);
+        found(self.read("looking at a lease", look).await)
+    }
+
+    pub(crate) async fn create_lease(&self, lease: &Lease) -> Result<Lease> {
+        let options = PostParams::default();
+        let call = self.leases.create(&options, lease);
+        self.call("taking a lease", call).await
+    }
+
+    /// Replaces a lease that has not changed since it was read.
+    pub(crate) async fn replace_lease(&self, name: &str, lease: &Lease) -> Result<Lease> {
+        let options = PostParams::default();
+        let call = self.leases.replace(name, &options, lease);
+        self.call("renewing a lease", call).await
+    }
+
+    pub(crate) async fn delete_lease(&self, name: &str, version: Option<String>) -> Result<()> {
+        let options = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: None,
+                resource_version: version,
+            }),
+            ..DeleteParams::default()
+        };
+        let call = self.leases.delete(name, &options);
+        found(self.call("giving a lease back", call).await).map(drop)
+    }
+
+    pub(crate) async fn policy(&self, name: &str) -> Result<Option<NetworkPolicy>> {
+        let look = || self.policies.get(name);
+        found(self.read("looking at the network policy", look).await)
+    }
+
+    pub(crate) async fn create_policy(&self, policy: &NetworkPolicy) -> Result<()> {
+        let options = PostParams::default();
+        let call = self.policies.create(&options, policy);
+        self.call("making the network policy", call).await.map(drop)
+    }
+}
+
+async fn list<K>(
+    cluster: &Cluster,
+    step: &'static str,
+    api: &Api<K>,
+    labels: &str,
+) -> Result<(Vec<K>, String)>
+where
+    K: Clone + DeserializeOwned + Debug + Send + Sync,
+{
+    let mut options = ListParams::default().labels(labels).limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let page = cluster.read(step, || api.list(&options)).await;
+        let page = match page {
+            // The listing took so long that its version is forgotten: from the start.
+            Err(error) if error.status() == Some(410) && options.continue_token.is_some() => {
+                options.continue_token = None;
+                all.clear();
+                continue;
+            }
+            page => page?,
+        };
+        all.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => options.continue_token = Some(token),
+            None => return Ok((all, page.metadata.resource_version.unwrap_or_default())),
+        }
+    }
+}

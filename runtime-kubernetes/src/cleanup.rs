@@ -1,0 +1,161 @@
+//! Removing all that belongs to a run, its record last.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use v6_runtime::{CleanedUp, CleanupOptions, Error as Public, ErrorKind, RunId};
+
+use crate::error::{Error, Result};
+use crate::record::{self, FINALIZER, Record};
+use crate::state::{Care, Shared};
+
+/// How long a machine may take to let go of a pod.
+const LIMIT: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_secs(5);
+
+impl Shared {
+    /// Removes a run that has finished, or any if forced.
+    pub(crate) async fn cleanup(
+        self: &Arc<Self>,
+        id: &RunId,
+        options: CleanupOptions,
+    ) -> Result<CleanedUp> {
+        let _lock = self.lock(id).await;
+        let pod = self.cluster.pod(&self.name(id)).await?;
+        let pod = pod.filter(|pod| record::identify(self.owner(), pod).is_some());
+        let there = pod.is_some();
+        if let Some(pod) = pod {
+            match self.judge(pod) {
+                Ok(Some(look)) if !look.status.phase.is_finished() && !options.force => {
+                    let message = "the run has not finished";
+                    return Err(Public::new(ErrorKind::NotReady, message).into());
+                }
+                // One that is half removed, or cannot be read, can still be removed.
+                Ok(_) => {}
+                Err(Error::Record { .. }) if options.force => {}
+                Err(error) => return Err(error),
+            }
+            Box::pin(self.remove_all(id)).await?;
+        }
+        self.hub.remove(id);
+        self.forget(id);
+        Ok(if there {
+            CleanedUp::Removed
+        } else {
+            CleanedUp::Absent
+        })
+    }
+
+    /// Removes every part of a run. Goes on past what cannot be removed, keeps the record then, and
+    /// gives the first error.
+    pub(crate) async fn remove_all(self: &Arc<Self>, id: &RunId) -> Result<()> {
+        let name = self.name(id);
+        let Some(pod) = self.cluster.pod(&name).await? else {
+            return Ok(());
+        };
+        if record::identify(self.owner(), &pod).is_none() {
+            return Ok(());
+        }
+        self.settle(id);
+        self.egress.close(id);
+        self.tunnels.close(id);
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        match self.patch(&name, &record::note_removing(&uid)).await {
+            Ok(Some(_)) => {}
+            // That pod is gone, and another may have its name.
+            Ok(None) => return Ok(()),
+            Err(error) if error.status() == Some(409) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let mut first = None;
+        if let Ok(record) = Record::read(id.clone(), &pod) {
+            for index in 0..record.secrets {
+                let secret = record.secret_name(self.owner(), index);
+                if let Err(error) = self.cluster.delete_secret(&secret).await {
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        if let Err(error) = self.cluster.delete_pod(&name, &uid, 1).await {
+            first.get_or_insert(error);
+        }
+        if let Some(error) = first {
+            return Err(error);
+        }
+        // The cluster keeps the pod until its machine has let go of it.
+        self.remove_finalizer(&name, &uid).await?;
+        self.await_gone(&name, &uid).await
+    }
+
+    async fn remove_finalizer(&self, name: &str, uid: &str) -> Result<()> {
+        let Some(pod) = self.cluster.pod(name).await? else {
+            return Ok(());
+        };
+        if pod.metadata.uid.as_deref() != Some(uid) {
+            return Ok(());
+        }
+        // Only ours: what somebody else has put there is his to take away.
+        let kept: Vec<&String> = pod
+            .metadata
+            .finalizers
+            .iter()
+            .flatten()
+            .filter(|name| *name != FINALIZER)
+            .collect();
+        let change = serde_json::json!({ "metadata": { "uid": uid, "finalizers": kept } });
+        match self.patch(name, &change).await {
+            Err(error) if error.status() == Some(409) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    async fn await_gone(&self, name: &str, uid: &str) -> Result<()> {
+        let began = Instant::now();
+        let mut pause = PAUSE;
+        loop {
+            match self.cluster.pod(name).await? {
+                Some(pod) if pod.metadata.uid.as_deref() == Some(uid) => {}
+                _ => return Ok(()),
+            }
+            if began.elapsed() >= LIMIT {
+                let message = format!(
+                    "the pod {name} is still being ended by its machine; should that be gone for \
+                     good, delete the pod with --force"
+                );
+                return Err(Public::new(ErrorKind::Timeout, message).into());
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 3 / 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// Ends a removal that somebody who is gone has begun.
+    pub(crate) fn finish_removal(self: &Arc<Self>, id: &RunId) {
+        let (shared, of) = (self.clone(), id.clone());
+        self.care(id, Care::Removal, || {
+            self.spawn(async move {
+                loop {
+                    // While somebody here is at it, this waits, and then finds nothing.
+                    let lock = shared.lock(&of).await;
+                    let left = shared.cluster.pod(&shared.name(&of)).await;
+                    let done = match left {
+                        Ok(Some(pod)) if record::Marks::read(&pod).removing => {
+                            Box::pin(shared.remove_all(&of)).await
+                        }
+                        Ok(_) => return,
+                        Err(error) => Err(error),
+                    };
+                    drop(lock);
+                    match done {
+                        Ok(()) => return,
+                        Err(error) => {
+                            tracing::warn!(run = %of, %error, "a run could not be removed wholly");
+                        }
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            })
+        });
+    }
+}

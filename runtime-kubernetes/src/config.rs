@@ -1,0 +1,220 @@
+//! What an operator sets.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use v6_runtime::{ImageRef, Owner, RegistryCredentials};
+
+use crate::error::{Error, Result};
+
+/// The user and group id inside containers.
+pub(crate) const ORDINARY_ID: u32 = 65_532;
+
+/// How to reach a cluster, and the limits of runs that name none themselves.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct KubernetesConfig {
+    /// Whose runs these are.
+    pub owner: Owner,
+    /// The file that tells how to reach the API server; `None` is `KUBECONFIG`, the user's own, or
+    /// the service account of the pod that this runs in.
+    pub kubeconfig: Option<PathBuf>,
+    /// Which context of that file; `None` is its current one.
+    pub context: Option<String>,
+    /// The namespace of all runs; `None` is that of the context.
+    pub namespace: Option<String>,
+    /// The image with the helper's program, as [`helper_image`](crate::helper_image) makes it, in a
+    /// registry that the cluster can fetch from.
+    pub helper_image: ImageRef,
+    /// The user id that runs have; 65532.
+    pub uid: u32,
+    /// Their group id; 65532.
+    pub gid: u32,
+    /// Memory in bytes; 2 GiB. It is booked at a machine of the cluster for each run.
+    pub memory_bytes: NonZeroU64,
+    /// Processor time in thousandths of a core, at most; 1000.
+    pub cpu_milli: NonZeroU32,
+    /// Processor time that is booked for each run, whatever it may use at most; `None` books all of that.
+    pub cpu_request_milli: Option<NonZeroU32>,
+    /// The temporary folder's size in bytes; 256 MiB. It is in memory, and counts there.
+    pub scratch_bytes: NonZeroU64,
+    /// Private registries: asked with these, and given to the cluster with each run.
+    pub credentials: Vec<RegistryCredentials>,
+    /// Registries (`host:port`) that are spoken to without encryption, beside those on loopback.
+    pub insecure_registries: Vec<String>,
+    /// Names of Secrets of the namespace by which the cluster fetches images.
+    pub image_pull_secrets: Vec<String>,
+    /// Labels that a machine must have to be given runs.
+    pub node_selector: BTreeMap<String, String>,
+    /// The class of container runtime, where it is not to be the cluster's default.
+    pub runtime_class: Option<String>,
+    /// The class by which the cluster tells which pods go first.
+    pub priority_class: Option<String>,
+    /// Further labels of every pod, for instance a queue's.
+    pub labels: BTreeMap<String, String>,
+    /// How a run is held back until its network is denied.
+    pub gate: Gate,
+    /// After how long a run that has ended is booked no more than its waiting outputs need; 30 s. It takes
+    /// Kubernetes 1.33.
+    pub keep_booked: Duration,
+    /// The longest wait for an answer to one call; 30 s. Transfers of files may take longer.
+    pub call_timeout: Duration,
+    /// How long a pod may wait for a machine; 10 minutes.
+    pub start_timeout: Duration,
+    /// How long for a registry that does not answer; 3 minutes.
+    pub pull_timeout: Duration,
+}
+
+/// What must be seen from inside a pod before its program starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Gate {
+    /// An address that is reached wherever the network is open has become unreachable.
+    Denial {
+        /// Which address, as `IP:PORT`; `None` is the cluster's own API, which every pod can reach
+        /// unless it is denied.
+        control: Option<std::net::SocketAddr>,
+        /// How long it must stay unreachable; 1.5 s.
+        settle: Duration,
+        /// After how long the run is given up; 60 s.
+        limit: Duration,
+    },
+    /// Nothing. Only for a cluster whose network denies from a pod's first instant, which many do
+    /// not.
+    Off,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::Denial {
+            control: None,
+            settle: Duration::from_millis(1500),
+            limit: Duration::from_secs(60),
+        }
+    }
+}
+
+impl KubernetesConfig {
+    /// The defaults for this owner, with this image of the helper.
+    #[must_use]
+    pub fn new(owner: Owner, helper_image: ImageRef) -> Self {
+        Self {
+            owner,
+            kubeconfig: None,
+            context: None,
+            namespace: None,
+            helper_image,
+            uid: ORDINARY_ID,
+            gid: ORDINARY_ID,
+            memory_bytes: bytes(2 << 30),
+            cpu_milli: NonZeroU32::new(1000).unwrap_or(NonZeroU32::MIN),
+            cpu_request_milli: None,
+            scratch_bytes: bytes(256 << 20),
+            credentials: Vec::new(),
+            insecure_registries: Vec::new(),
+            image_pull_secrets: Vec::new(),
+            node_selector: BTreeMap::new(),
+            runtime_class: None,
+            priority_class: None,
+            labels: BTreeMap::new(),
+            gate: Gate::default(),
+            keep_booked: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(600),
+            pull_timeout: Duration::from_secs(180),
+        }
+    }
+
+    /// Whether this can be used at all.
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.uid == 0 || self.gid == 0 {
+            let why = "uid and gid: runs are not root";
+            return Err(Error::Config(why.into()));
+        }
+        let ours = |label: &&String| label.starts_with("v6-runtime.");
+        if let Some(label) = self.labels.keys().find(ours) {
+            return Err(Error::Config(format!(
+                "labels: {label} is the runtime's own"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn bytes(n: u64) -> NonZeroU64 {
+    NonZeroU64::new(n).unwrap_or(NonZeroU64::MIN)
+}
+
+macro_rules! setters {
+    ($($set:ident $field:ident: $type:ty,)*) => {
+        impl KubernetesConfig {
+            $(
+                #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+                #[must_use]
+                pub fn $set(mut self, $field: $type) -> Self {
+                    self.$field = $field;
+                    self
+                }
+            )*
+        }
+    };
+}
+
+setters! {
+    with_kubeconfig kubeconfig: Option<PathBuf>,
+    with_context context: Option<String>,
+    with_namespace namespace: Option<String>,
+    with_memory_bytes memory_bytes: NonZeroU64,
+    with_cpu_milli cpu_milli: NonZeroU32,
+    with_cpu_request_milli cpu_request_milli: Option<NonZeroU32>,
+    with_scratch_bytes scratch_bytes: NonZeroU64,
+    with_credentials credentials: Vec<RegistryCredentials>,
+    with_insecure_registries insecure_registries: Vec<String>,
+    with_image_pull_secrets image_pull_secrets: Vec<String>,
+    with_node_selector node_selector: BTreeMap<String, String>,
+    with_runtime_class runtime_class: Option<String>,
+    with_priority_class priority_class: Option<String>,
+    with_labels labels: BTreeMap<String, String>,
+    with_gate gate: Gate,
+    with_keep_booked keep_booked: Duration,
+    with_call_timeout call_timeout: Duration,
+    with_start_timeout start_timeout: Duration,
+    with_pull_timeout pull_timeout: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> KubernetesConfig {
+        let owner = Owner::new("o").expect("an owner");
+        KubernetesConfig::new(owner, ImageRef::parse("localhost/helper").expect("a name"))
+    }
+
+    #[test]
+    fn labels_of_our_own_are_refused() {
+        let labels = |label: &str| BTreeMap::from([(label.to_owned(), String::new())]);
+        assert!(
+            config()
+                .with_labels(labels("kueue.x-k8s.io/queue-name"))
+                .validate()
+                .is_ok()
+        );
+        assert!(
+            config()
+                .with_labels(labels("v6-runtime.owner"))
+                .validate()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let credentials =
+            RegistryCredentials::new("r.example.org", "u", "hunter2".to_owned().into());
+        let config = config().with_credentials(vec![credentials]);
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,72 @@
+//! The v6-runtime contract on Kubernetes, in one namespace of a cluster, through the API server
+//! alone.
+//!
+//! ```no_run
+//! use v6_runtime::{ImageRef, Owner, PullPolicy, RunId, RunSpec, Runtime, RuntimeExt};
+//! use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime};
+//!
+//! # async fn example() -> v6_runtime::Result<()> {
+//! let helper = ImageRef::parse("registry.example.org/v6-helper:1")?;
+//! let config = KubernetesConfig::new(Owner::new("hospital-a")?, helper);
+//! let cluster = KubernetesRuntime::connect(config).await?;
+//! let image = ImageRef::parse("registry.example.org/average:1")?;
+//! let image = cluster.resolve(&image, PullPolicy::Always).await?;
+//! let id = RunId::new("run-1")?;
+//! cluster.run(&id, &RunSpec::new(image)).await?;
+//! assert!(cluster.wait(&id).await?.phase.is_finished());
+//! cluster.cleanup(&id, Default::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What a run is in the cluster
+//!
+//! | object | name | from, to |
+//! |---|---|---|
+//! | pod with a finalizer, which is the record: its labels and annotations say all | `v6-OWNER.RUN` | first, last |
+//! | Secrets with the tunnel's key, small inputs, a login for the image; owned by the pod | `v6-OWNER.RUN.ATTEMPT.N` | until the cleanup |
+//!
+//! In the pod, the helper (`v6-helper`) runs before the program, sees that the network is denied and
+//! puts input in its place, and beside it, where it keeps the outputs and carries granted connections
+//! through one port that the API server forwards. Nothing is shared with the cluster but that server.
+//!
+//! All objects carry labels `v6-runtime.*`; what lacks them is not touched. The names of objects,
+//! labels and annotations are not an interface.
+
+mod api;
+mod cleanup;
+mod collect;
+mod config;
+mod connect;
+mod contents;
+mod control;
+mod egress;
+mod error;
+mod examine;
+mod helper_image;
+mod isolate;
+mod lease;
+mod logs;
+mod look;
+mod pod;
+#[cfg(test)]
+mod pod_tests;
+mod record;
+mod registry;
+mod rights;
+mod run;
+mod runtime;
+mod state;
+mod stop;
+mod time;
+mod translate;
+#[cfg(test)]
+mod translate_tests;
+mod tunnel;
+mod volumes;
+mod watch;
+
+pub use config::{Gate, KubernetesConfig};
+pub use helper_image::helper_image;
+pub use rights::rbac;
+pub use runtime::KubernetesRuntime;

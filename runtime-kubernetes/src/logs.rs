@@ -1,0 +1,237 @@
+//! What a program has printed, from the machine's log of its container.
+//!
+//! Each line comes with the time at which it was printed, which makes a place in the log that lasts
+//! when the machine begins a new file.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::io::AsyncRead;
+use futures_util::{AsyncReadExt, TryStreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::LogParams;
+use v6_runtime::{
+    Error, ErrorKind, LogChunk, LogOptions, LogPosition, LogStream, Result, ResultStream, RunId,
+};
+
+use crate::error::Error as Step;
+use crate::look::Look;
+use crate::pod::PROGRAM;
+use crate::state::Shared;
+use crate::translate;
+
+/// The most bytes of one chunk.
+const PIECE: usize = 64 << 10;
+/// A time stamp is never longer.
+const STAMP: usize = 64;
+
+/// A run's log.
+pub(crate) fn read(shared: Arc<Shared>, id: RunId, options: LogOptions) -> ResultStream<LogChunk> {
+    let opening = async move {
+        let told = |error: Error| error.with_operation("logs").with_run(&id);
+        let look = shared.look(&id).await.map_err(|error| told(error.into()))?;
+        let look = look.ok_or_else(|| told(Error::no_such_run(&id)))?;
+        if !translate::has_run(&look.pod) {
+            if look.status.phase.is_finished() {
+                // It has never printed anything.
+                return Ok(Box::pin(stream::empty()) as ResultStream<LogChunk>);
+            }
+            let message = "the run has not started";
+            return Err(told(Error::new(ErrorKind::NotReady, message)));
+        }
+        let chunks = open(&shared, &look, options).await.map_err(told)?;
+        let id = id.clone();
+        let chunks = chunks.map_err(move |error| error.with_operation("logs").with_run(&id));
+        Ok(Box::pin(chunks) as ResultStream<LogChunk>)
+    };
+    Box::pin(stream::once(opening).try_flatten())
+}
+
+async fn open(
+    shared: &Shared,
+    look: &Look,
+    options: LogOptions,
+) -> Result<impl futures_util::Stream<Item = Result<LogChunk>> + Send + use<>> {
+    let since = options.since.as_ref().map(Place::parse).transpose()?;
+    let parameters = LogParams {
+        container: Some(PROGRAM.into()),
+        follow: options.follow,
+        timestamps: true,
+        // Whole seconds: what comes before the place is passed over below.
+        since_time: since.as_ref().map(|place| place.at),
+        ..LogParams::default()
+    };
+    let name = look.pod.metadata.name.as_deref().unwrap_or_default();
+    let cluster = &shared.cluster;
+    let open = || cluster.pods.log_stream(name, &parameters);
+    let log = cluster.read("reading a log", open).await;
+    let log = log.map_err(Error::from)?;
+    let lines = Lines {
+        from: Box::pin(log),
+        buffer: BytesMut::new(),
+        ended: false,
+        place: None,
+        before: None,
+        since,
+        left: options.limit_bytes.unwrap_or(u64::MAX),
+    };
+    Ok(stream::try_unfold(lines, |mut lines| async move {
+        let chunk = Box::pin(lines.next()).await?;
+        Ok(chunk.map(|chunk| (chunk, lines)))
+    }))
+}
+
+/// A place in a log: in the line of this time, the how many of that time, behind so many bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    at: Timestamp,
+    nth: u32,
+    bytes: u64,
+}
+
+impl Place {
+    fn parse(position: &LogPosition) -> Result<Self> {
+        let parse = || {
+            let mut parts = position.as_str().split(' ');
+            let place = Self {
+                at: parts.next()?.parse().ok()?,
+                nth: parts.next()?.parse().ok()?,
+                bytes: parts.next()?.parse().ok()?,
+            };
+            parts.next().is_none().then_some(place)
+        };
+        parse().ok_or_else(|| Error::invalid("since", format!("{position} is no place in a log")))
+    }
+
+    fn position(&self) -> LogPosition {
+        LogPosition::new(format!("{} {} {}", self.at, self.nth, self.bytes))
+    }
+}
+
+struct Lines {
+    from: Pin<Box<dyn AsyncRead + Send>>,
+    buffer: BytesMut,
+    ended: bool,
+    /// Where in which line we are; `None` before a line's time stamp.
+    place: Option<Place>,
+    /// The line before: lines of one time are counted.
+    before: Option<(Timestamp, u32)>,
+    since: Option<Place>,
+    left: u64,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Result<Option<LogChunk>> {
+        loop {
+            if self.left == 0 {
+                return Ok(None);
+            }
+            if self.place.is_none() {
+                match self.begin_line().await? {
+                    Some(place) => self.place = Some(place),
+                    None => return Ok(None),
+                }
+            }
+            if self.buffer.is_empty() && !self.fill().await? {
+                return Ok(None);
+            }
+            let Some(place) = self.place.as_mut() else {
+                continue;
+            };
+            let end = self.buffer.iter().position(|byte| *byte == b'\n');
+            let len = end.map_or(self.buffer.len(), |end| end + 1).min(PIECE);
+            let mut bytes: Bytes = self.buffer.split_to(len).freeze();
+            let before = place.bytes;
+            place.bytes += len as u64;
+            let now = place.clone();
+            if end.is_some_and(|end| end + 1 == len) {
+                self.before = Some((now.at, now.nth));
+                self.place = None;
+            }
+            if let Some(since) = &self.since {
+                let line = (now.at, now.nth);
+                if line < (since.at, since.nth) {
+                    continue;
+                }
+                if line == (since.at, since.nth) {
+                    let skipped = since.bytes.saturating_sub(before);
+                    bytes.advance(usize::try_from(skipped).unwrap_or(len).min(len));
+                }
+                if bytes.is_empty() {
+                    continue;
+                }
+            }
+            let room = usize::try_from(self.left).unwrap_or(usize::MAX);
+            let position = if bytes.len() > room {
+                let cut = (bytes.len() - room) as u64;
+                bytes.truncate(room);
+                Place {
+                    bytes: now.bytes - cut,
+                    ..now
+                }
+            } else {
+                now
+            };
+            self.left -= bytes.len() as u64;
+            let chunk = LogChunk::new(LogStream::Merged, bytes, position.position());
+            return Ok(Some(chunk));
+        }
+    }
+
+    /// Reads the time stamp of the next line; `None` at the end of the log.
+    async fn begin_line(&mut self) -> Result<Option<Place>> {
+        loop {
+            if let Some(space) = self.buffer.iter().take(STAMP).position(|b| *b == b' ') {
+                let stamp = self.buffer.split_to(space + 1);
+                let at = std::str::from_utf8(&stamp[..space])
+                    .ok()
+                    .and_then(|text| text.parse::<Timestamp>().ok());
+                let Some(at) = at else {
+                    return Err(not_understood());
+                };
+                let nth = match self.before {
+                    Some((then, nth)) if then == at => nth + 1,
+                    _ => 0,
+                };
+                return Ok(Some(Place { at, nth, bytes: 0 }));
+            }
+            if self.buffer.len() >= STAMP {
+                return Err(not_understood());
+            }
+            if !self.fill().await? {
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(not_understood())
+                };
+            }
+        }
+    }
+
+    /// Reads on; `false` at the end.
+    async fn fill(&mut self) -> Result<bool> {
+        if self.ended {
+            return Ok(false);
+        }
+        let old = self.buffer.len();
+        self.buffer.resize(old + PIECE, 0);
+        let read = self.from.read(&mut self.buffer[old..]).await;
+        let read = read
+            .inspect_err(|_| self.buffer.truncate(old))
+            .map_err(|source| {
+                Error::from(Step::Tunnel {
+                    step: "reading a log",
+                    source,
+                })
+            })?;
+        self.buffer.truncate(old + read);
+        self.ended = read == 0;
+        Ok(read > 0)
+    }
+}
+
+fn not_understood() -> Error {
+    let message = "a line of the log does not begin with its time";
+    Error::new(ErrorKind::Protocol, message)
+}

@@ -1,0 +1,226 @@
+//! What a spec becomes in the cluster.
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+
+use std::num::{NonZeroU32, NonZeroU64};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use v6_runtime::{
+    Access, ContainerPath, Digest, EgressGrant, GrantName, ImageIdentity, ImageRef, InputStream,
+    Mount, MountSource, Output, OutputName, Owner, RegistryCredentials, ResolvedImage, Resources,
+    RunId, RunSpec, Secret,
+};
+
+use crate::config::KubernetesConfig;
+use crate::contents::Contents;
+use crate::pod::{PROGRAM, Parts, RECEIVE, SIDECAR, pod};
+use crate::record::Record;
+
+const HIDDEN: &str = "hunter2";
+
+fn image(identity: fn(Digest) -> ImageIdentity) -> ResolvedImage {
+    let digest = Digest::new(format!("sha256:{}", "a".repeat(64))).unwrap();
+    let name = ImageRef::parse("registry.example.org/average:1").unwrap();
+    ResolvedImage::new(name, identity(digest), "linux/amd64")
+}
+
+fn spec() -> RunSpec {
+    RunSpec::new(image(ImageIdentity::Manifest))
+}
+
+fn at(path: &str) -> ContainerPath {
+    ContainerPath::new(path).unwrap()
+}
+
+fn config() -> KubernetesConfig {
+    let helper = ImageRef::parse("registry.example.org/v6-helper:1").unwrap();
+    KubernetesConfig::new(Owner::new("hospital-a").unwrap(), helper)
+}
+
+fn made(spec: &RunSpec, config: &KubernetesConfig) -> Pod {
+    let contents = Contents::new(spec, &config.credentials).unwrap();
+    let id = RunId::new("run-1").unwrap();
+    let record = Record::new(&id, spec, contents.len(), SystemTime::now());
+    pod(&Parts {
+        owner: &config.owner,
+        record: &record,
+        spec,
+        config,
+        contents: &contents,
+    })
+    .unwrap()
+}
+
+fn containers(pod: &Pod) -> Vec<&Container> {
+    let spec = pod.spec.as_ref().unwrap();
+    let init = spec.init_containers.iter().flatten();
+    init.chain(&spec.containers).collect()
+}
+
+fn container<'a>(pod: &'a Pod, name: &str) -> &'a Container {
+    let found = containers(pod).into_iter().find(|it| it.name == name);
+    found.unwrap()
+}
+
+#[test]
+fn every_container_has_the_floor() {
+    let pod = made(&spec(), &config());
+    let spec = pod.spec.as_ref().unwrap();
+    assert_eq!(spec.automount_service_account_token, Some(false));
+    assert_eq!(spec.host_network, None);
+    assert_eq!(spec.restart_policy.as_deref(), Some("Never"));
+    let whole = spec.security_context.as_ref().unwrap();
+    assert_eq!(
+        (whole.run_as_non_root, whole.run_as_user),
+        (Some(true), Some(65_532))
+    );
+    assert_eq!(
+        whole.seccomp_profile.as_ref().unwrap().type_,
+        "RuntimeDefault"
+    );
+    assert_eq!(containers(&pod).len(), 3);
+    for one in containers(&pod) {
+        let own = one.security_context.as_ref().unwrap();
+        assert_eq!(own.allow_privilege_escalation, Some(false), "{}", one.name);
+        assert_eq!(own.read_only_root_filesystem, Some(true), "{}", one.name);
+        let dropped = own.capabilities.as_ref().unwrap().drop.as_deref();
+        assert_eq!(dropped, Some(&["ALL".to_owned()][..]), "{}", one.name);
+        let resources = one.resources.as_ref().unwrap();
+        assert!(resources.limits.as_ref().unwrap().contains_key("memory"));
+    }
+}
+
+#[test]
+fn no_machine_gets_it_before_its_input_is_there() {
+    let pod = made(&spec(), &config());
+    let gates = pod.spec.unwrap().scheduling_gates.unwrap();
+    assert_eq!(gates.len(), 1);
+    let kept = pod.metadata.finalizers.unwrap();
+    assert_eq!(kept, ["v6-runtime/record"]);
+}
+
+#[test]
+fn secrets_are_not_in_the_pod() {
+    let secret = || Secret::new(HIDDEN);
+    let spec = spec()
+        .with_env("PASSWORD", secret())
+        .with_mount(Mount::new(MountSource::Secret(secret()), at("/in/key")))
+        .with_mount(Mount::new(
+            MountSource::Inline(Bytes::from_static(b"given hunter2")),
+            at("/in/plain"),
+        ));
+    let login = RegistryCredentials::new("registry.example.org", "u", HIDDEN.to_owned().into());
+    let config = config().with_credentials(vec![login]);
+    let pod = made(&spec, &config);
+    let text = serde_json::to_string(&pod).unwrap();
+    assert!(!text.contains(HIDDEN), "{text}");
+    // The login and nothing but it.
+    let pull = pod.spec.unwrap().image_pull_secrets.unwrap();
+    assert_eq!(pull.len(), 1);
+}
+
+#[test]
+fn words_reach_the_program_as_they_are() {
+    let spec = spec()
+        .with_command(["/bin/$(x)"])
+        .with_args(["$(HOME)", "$$", "a b"])
+        .with_env("TEXT", "$(HOME) $");
+    let pod = made(&spec, &config());
+    let program = container(&pod, PROGRAM);
+    // The cluster makes one dollar of two.
+    assert_eq!(program.command.as_deref().unwrap(), ["/bin/$$(x)"]);
+    assert_eq!(
+        program.args.as_deref().unwrap(),
+        ["$$(HOME)", "$$$$", "a b"]
+    );
+    let variable = program.env.iter().flatten().find(|it| it.name == "TEXT");
+    let value = variable.unwrap().value.as_deref();
+    assert_eq!(value, Some("$$(HOME) $$"));
+}
+
+#[test]
+fn the_image_is_its_content() {
+    let pod = made(&spec(), &config());
+    let program = container(&pod, PROGRAM);
+    let wanted = format!("registry.example.org/average@sha256:{}", "a".repeat(64));
+    assert_eq!(program.image, Some(wanted));
+    assert_eq!(program.image_pull_policy.as_deref(), Some("IfNotPresent"));
+    // By an engine's own name of it, a registry would be asked for something else.
+    let pod = made(&RunSpec::new(image(ImageIdentity::ImageId)), &config());
+    let program = container(&pod, PROGRAM);
+    assert_eq!(program.image_pull_policy.as_deref(), Some("Never"));
+}
+
+#[test]
+fn each_host_has_an_address_of_its_own() {
+    let grant = |name: &str, host: &str, port| {
+        EgressGrant::new(GrantName::new(name).unwrap(), host, port).unwrap()
+    };
+    let spec = spec()
+        .with_egress(grant("a", "one.example", 443))
+        .with_egress(grant("b", "two.example", 443))
+        .with_egress(grant("c", "one.example", 80));
+    let pod = made(&spec, &config());
+    let args = container(&pod, SIDECAR).args.clone().unwrap().join(" ");
+    for wanted in ["127.0.1.1:443", "127.0.1.2:443", "127.0.1.1:80"] {
+        assert!(args.contains(&format!("--listen {wanted}")), "{args}");
+    }
+    let hosts = pod.spec.unwrap().host_aliases.unwrap();
+    assert_eq!(hosts.len(), 2);
+}
+
+#[test]
+fn what_is_given_and_may_be_changed_begins_an_output() {
+    let seed = Mount::new(
+        MountSource::Inline(Bytes::from_static(b"seed")),
+        at("/work/deep/seed"),
+    );
+    let stream = MountSource::Stream(InputStream::once(7, &b"content"[..]));
+    let limit = NonZeroU64::new(1000).unwrap();
+    let spec = spec()
+        .with_output(
+            OutputName::new("work").unwrap(),
+            Output::folder(at("/work"), limit),
+        )
+        .with_mount(seed.with_access(Access::ReadWrite))
+        .with_mount(Mount::new(stream, at("/in/data")));
+    let pod = made(&spec, &config());
+    let args = container(&pod, RECEIVE).args.clone().unwrap().join(" ");
+    for wanted in ["--folder 0", "=out/0/deep/seed", "--stream 7=in/1"] {
+        assert!(args.contains(wanted), "{args}");
+    }
+    let program = container(&pod, PROGRAM);
+    let mounts = program.volume_mounts.as_ref().unwrap();
+    let of = |path: &str| mounts.iter().find(|mount| mount.mount_path == path);
+    assert_eq!(of("/in/data").unwrap().read_only, Some(true));
+    assert_eq!(of("/work").unwrap().read_only, Some(false));
+    assert!(of("/work/deep/seed").is_none());
+}
+
+#[test]
+fn no_more_is_booked_than_may_be_used() {
+    let few = NonZeroU32::new(50).unwrap();
+    let many = NonZeroU32::new(500).unwrap();
+    let spec = |cpu| spec().with_resources(Resources::default().with_cpu_milli(cpu));
+    for (cpu, booked, wanted) in [
+        (many, None, "500m"),
+        (many, Some(few), "50m"),
+        (few, Some(many), "50m"),
+    ] {
+        let config = config().with_cpu_request_milli(booked);
+        let pod = made(&spec(cpu), &config);
+        let resources = container(&pod, PROGRAM).resources.clone().unwrap();
+        assert_eq!(resources.requests.unwrap()["cpu"].0, wanted);
+        assert_eq!(resources.limits.unwrap()["cpu"].0, format!("{cpu}m"));
+    }
+}
+
+#[test]
+fn a_grace_has_whole_seconds() {
+    let spec = spec().with_grace(Duration::from_millis(1500));
+    let pod = made(&spec, &config());
+    let probe = container(&pod, PROGRAM).liveness_probe.clone().unwrap();
+    assert_eq!(probe.termination_grace_period_seconds, Some(2));
+    assert_eq!(pod.spec.unwrap().termination_grace_period_seconds, Some(2));
+}

@@ -1,0 +1,224 @@
+//! What the node must be allowed to do in its namespace, and nothing else.
+
+use std::fmt::Write;
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::Api;
+use kube::api::PostParams;
+
+use crate::api::Cluster;
+use crate::error::Result;
+use crate::isolate::POLICY;
+use crate::record::{PART, PART_RUN};
+
+/// How many questions are asked at once.
+const AT_ONCE: usize = 8;
+
+/// One row of a role.
+struct Right {
+    group: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    verbs: &'static [&'static str],
+    /// Without it, runs cannot be carried out.
+    needed: bool,
+}
+
+const RIGHTS: &[Right] = &[
+    right(
+        "",
+        "pods",
+        "",
+        &["create", "get", "list", "watch", "patch", "delete"],
+    ),
+    right("", "pods", "log", &["get"]),
+    // Since 1.33.
+    Right {
+        needed: false,
+        ..right("", "pods", "resize", &["patch"])
+    },
+    // Servers differ in which of the two they ask for.
+    right("", "pods", "portforward", &["create", "get"]),
+    right("", "secrets", "", &["create", "get", "delete"]),
+    right(
+        "coordination.k8s.io",
+        "leases",
+        "",
+        &["create", "get", "update", "delete"],
+    ),
+    Right {
+        needed: false,
+        ..right("networking.k8s.io", "networkpolicies", "", &["get"])
+    },
+];
+
+const fn right(
+    group: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    verbs: &'static [&'static str],
+) -> Right {
+    Right {
+        group,
+        resource,
+        subresource,
+        verbs,
+        needed: true,
+    }
+}
+
+impl Right {
+    fn name(&self) -> String {
+        match self.subresource {
+            "" => self.resource.to_owned(),
+            subresource => format!("{}/{subresource}", self.resource),
+        }
+    }
+}
+
+/// What is needed and not allowed, as `verb resource`.
+pub(crate) async fn missing(cluster: &Cluster) -> Result<Vec<String>> {
+    let mut asked = Vec::new();
+    for right in RIGHTS.iter().filter(|right| right.needed) {
+        asked.extend(right.verbs.iter().map(|verb| (right, *verb)));
+    }
+    let mut missing = Vec::new();
+    for some in asked.chunks(AT_ONCE) {
+        let questions = some.iter().map(|(right, verb)| may(cluster, right, verb));
+        let answers = futures_util::future::try_join_all(questions).await?;
+        for ((right, verb), allowed) in some.iter().zip(answers) {
+            if !allowed {
+                missing.push(format!("{verb} {}", right.name()));
+            }
+        }
+    }
+    Ok(missing)
+}
+
+async fn may(cluster: &Cluster, right: &Right, verb: &str) -> Result<bool> {
+    let question = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                namespace: Some(cluster.namespace.clone()),
+                group: Some(right.group.to_owned()),
+                resource: Some(right.resource.to_owned()),
+                subresource: Some(right.subresource.to_owned()).filter(|name| !name.is_empty()),
+                verb: Some(verb.to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
+    let options = PostParams::default();
+    let ask = || reviews.create(&options, &question);
+    let answer = cluster.read("asking for our rights", ask).await?;
+    Ok(answer.status.is_some_and(|status| status.allowed))
+}
+
+/// The objects that an administrator makes for a node, as YAML: an account with the least rights
+/// that work, and the policy that denies runs the network; for a node `outside` of the cluster also a
+/// token of that account, which does not expire.
+///
+/// # Errors
+/// `InvalidSpec` for a name that is no namespace's.
+pub fn rbac(namespace: &str, outside: bool) -> v6_runtime::Result<String> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let right = (1..=63).contains(&namespace.len())
+        && namespace.bytes().all(allowed)
+        && !namespace.starts_with('-')
+        && !namespace.ends_with('-');
+    if !right {
+        let why = format!("{namespace:?}: small letters, digits and -, at most 63");
+        return Err(v6_runtime::Error::invalid("namespace", why));
+    }
+    let mut text = format!(
+        "apiVersion: v1
+kind: ServiceAccount
+metadata: {{name: v6-node, namespace: {namespace}}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{name: v6-node, namespace: {namespace}}}
+rules:
+"
+    );
+    for right in RIGHTS {
+        let (group, name, verbs) = (right.group, right.name(), right.verbs.join(", "));
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "- {{apiGroups: [\"{group}\"], resources: [\"{name}\"], verbs: [{verbs}]}}"
+        );
+    }
+    let _ = write!(
+        text,
+        "---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: v6-node, namespace: {namespace}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: v6-node}}
+subjects:
+- {{kind: ServiceAccount, name: v6-node, namespace: {namespace}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: {POLICY}, namespace: {namespace}}}
+spec:
+  podSelector: {{matchLabels: {{{PART}: {PART_RUN}}}}}
+  policyTypes: [Ingress, Egress]
+"
+    );
+    if outside {
+        let _ = write!(
+            text,
+            "---
+apiVersion: v1
+kind: Secret
+type: kubernetes.io/service-account-token
+metadata: {{name: v6-node-token, namespace: {namespace}, annotations: {{kubernetes.io/service-account.name: v6-node}}}}
+"
+        );
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_right_is_wider_than_it_must_be() {
+        let text = rbac("runs", true).expect("a name");
+        assert!(text.contains("resources: [\"pods/portforward\"], verbs: [create, get]"));
+        for wide in ["*", "exec", "attach", "Cluster", "nodes"] {
+            assert!(!text.contains(wide), "{wide} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_only_for_outside() {
+        let of = |outside| rbac("runs", outside).expect("a name");
+        assert!(of(true).contains("service-account-token"));
+        assert!(!of(false).contains("service-account-token"));
+    }
+
+    #[test]
+    fn a_name_cannot_say_more_than_a_name() {
+        for name in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a}, x: {",
+            "a\nb",
+            &"a".repeat(64),
+        ] {
+            assert!(rbac(name, false).is_err(), "{name:?}");
+        }
+    }
+}

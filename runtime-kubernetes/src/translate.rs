@@ -1,0 +1,533 @@
+//! What the cluster says about a pod, in the contract's words. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod};
+use v6_runtime::{
+    Outcome, Pending, RunPhase, RunStatus, StartFailure, StartFailureCause as Cause, StopCause,
+};
+
+use crate::api::LEAST_CPU;
+use crate::pod::{PROGRAM, RECEIVE, SIDECAR};
+use crate::record::{Marks, Record};
+use crate::time;
+
+/// All that is known about a run at one moment.
+#[derive(Debug)]
+pub(crate) struct Seen<'a> {
+    pub(crate) record: &'a Record,
+    pub(crate) marks: &'a Marks,
+    pub(crate) pod: &'a Pod,
+    /// Whether somebody is bringing its input.
+    pub(crate) driven: bool,
+    pub(crate) now: SystemTime,
+}
+
+/// Where the run is. The verdict comes from the program's own container, never from the phase of
+/// the pod, which tells as much about our sidecar.
+pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
+    let Seen {
+        record, marks, pod, ..
+    } = seen;
+    if let Some(failure) = &marks.failed {
+        return RunPhase::Finished(Outcome::FailedToStart(failure.clone()));
+    }
+    if let Some(ended) = terminated(pod, PROGRAM) {
+        return RunPhase::Finished(outcome(seen, ended));
+    }
+    if is_running(pod, PROGRAM) {
+        return match has_gone(pod) {
+            Some(outcome) => RunPhase::Finished(outcome),
+            None => running(seen),
+        };
+    }
+    if let Some(ended) = terminated(pod, RECEIVE).filter(|ended| ended.exit_code != 0) {
+        return not_received(seen, ended);
+    }
+    if has_ended(pod) {
+        return RunPhase::Finished(never_ran(seen));
+    }
+    if is_deleted(pod) {
+        // A pod that no machine has ends at once.
+        return if node(pod).is_none() {
+            RunPhase::Finished(never_ran(seen))
+        } else {
+            RunPhase::Stopping(stop_cause(marks))
+        };
+    }
+    if !marks.stored {
+        return RunPhase::Pending(if seen.driven {
+            Pending::Accepted
+        } else {
+            Pending::Abandoned
+        });
+    }
+    let late = record.deadline.is_some_and(|deadline| deadline <= seen.now);
+    if late && node(pod).is_none() {
+        // Nobody will start it any more: the helper looks at the clock first.
+        return RunPhase::Stopping(StopCause::Deadline);
+    }
+    RunPhase::Pending(pending(pod))
+}
+
+fn running(seen: &Seen<'_>) -> RunPhase {
+    let late = seen.record.deadline.is_some_and(|at| at <= seen.now);
+    if seen.marks.cancelled.is_some() {
+        RunPhase::Stopping(StopCause::Cancel)
+    } else if late {
+        RunPhase::Stopping(StopCause::Deadline)
+    } else if is_deleted(seen.pod) {
+        RunPhase::Stopping(StopCause::Engine)
+    } else {
+        RunPhase::Running
+    }
+}
+
+fn stop_cause(marks: &Marks) -> StopCause {
+    if marks.cancelled.is_some() {
+        StopCause::Cancel
+    } else {
+        StopCause::Engine
+    }
+}
+
+/// A machine that is gone leaves its containers as they were last seen.
+fn has_gone(pod: &Pod) -> Option<Outcome> {
+    let (reason, message) = disruption(pod)?;
+    (reason == "DeletionByPodGC" && phase_word(pod) == "Failed")
+        .then(|| Outcome::NodeLost(message.to_owned()))
+}
+
+fn pending(pod: &Pod) -> Pending {
+    let scheduled = condition(pod, "PodScheduled");
+    if node(pod).is_none() {
+        return match scheduled {
+            Some((false, "SchedulingGated", _)) => Pending::Accepted,
+            _ => Pending::Queued,
+        };
+    }
+    let pulls = |reason: &str| reason.contains("ImagePull") || reason == "ErrImageNeverPull";
+    // A machine says nothing while it fetches. Once the helper has let the program go, that is all that
+    // there is to do but for the start itself.
+    let let_go = terminated(pod, RECEIVE).is_some_and(|ended| ended.exit_code == 0);
+    if let_go || waiting(pod).any(|(_, reason, _)| pulls(reason)) {
+        return Pending::PullingImage;
+    }
+    Pending::Starting
+}
+
+/// How a program that has run, or could not be run, ended.
+fn outcome(seen: &Seen<'_>, state: &ContainerStateTerminated) -> Outcome {
+    let code = state.exit_code;
+    let reason = state.reason.as_deref().unwrap_or_default();
+    let message = state.message.as_deref().unwrap_or_default();
+    if !has_started(state) {
+        return match reason {
+            "StartError" | "ContainerCannotRun" => {
+                Outcome::FailedToStart(StartFailure::new(refusal(message), message))
+            }
+            _ => never_ran(seen),
+        };
+    }
+    let ended = state
+        .finished_at
+        .as_ref()
+        .map_or(seen.now, time::from_cluster);
+    // The cluster's times have whole seconds: within the second of the request, only what looks
+    // like its work is.
+    let by_signal = code == 137 || code == 143;
+    let told = |at: SystemTime| {
+        let at = time::floor(at);
+        at < ended || (at == ended && by_signal)
+    };
+    if seen.marks.cancelled.is_some_and(told) {
+        return Outcome::Cancelled;
+    }
+    if seen.record.deadline.is_some_and(told) {
+        return Outcome::DeadlineExceeded;
+    }
+    if reason == "OOMKilled" {
+        return Outcome::OutOfMemory;
+    }
+    if reason == "ContainerStatusUnknown" {
+        return Outcome::Lost(or(message, "the machine has forgotten the container"));
+    }
+    if by_signal {
+        if let Some((_, message)) = disruption(seen.pod) {
+            return Outcome::Evicted(message.to_owned());
+        }
+        if let Some(words) = pod_reason(seen.pod) {
+            return Outcome::Evicted(words);
+        }
+        if is_deleted(seen.pod) {
+            return Outcome::Evicted("its pod was deleted by somebody else".into());
+        }
+        if let Some(beside) = terminated(seen.pod, SIDECAR)
+            && beside.exit_code != 0
+        {
+            let words = format!("its sidecar ended with code {}", beside.exit_code);
+            return Outcome::Evicted(words);
+        }
+    }
+    Outcome::Exited(code)
+}
+
+/// How a run ended whose program never ran.
+fn never_ran(seen: &Seen<'_>) -> Outcome {
+    let Seen {
+        record, marks, pod, ..
+    } = seen;
+    if marks.cancelled.is_some() {
+        return Outcome::Cancelled;
+    }
+    let status = pod.status.as_ref();
+    let reason = status.and_then(|s| s.reason.as_deref()).unwrap_or_default();
+    let words = || pod_reason(pod).unwrap_or_else(|| "its pod ended before the start".into());
+    let refused = |cause| Outcome::FailedToStart(StartFailure::new(cause, words()));
+    match reason {
+        // The machine would not have it.
+        "NodeAffinity" | "NodePorts" | "NodeShutdown" | "Terminated" => {
+            return refused(Cause::Unschedulable);
+        }
+        reason if reason.starts_with("OutOf") => return refused(Cause::Unschedulable),
+        "SysctlForbidden" | "AppArmor" | "UnexpectedAdmissionError" | "PodOSNotSupported" => {
+            return refused(Cause::Engine);
+        }
+        _ => {}
+    }
+    if record.deadline.is_some_and(|deadline| deadline <= seen.now) && is_deleted(pod) {
+        return Outcome::DeadlineExceeded;
+    }
+    match disruption(pod) {
+        Some(("DeletionByPodGC", message)) => Outcome::NodeLost(message.to_owned()),
+        Some((_, message)) => Outcome::Evicted(message.to_owned()),
+        None if pod_reason(pod).is_some() => Outcome::Evicted(words()),
+        None if is_deleted(pod) => {
+            Outcome::Evicted("its pod was deleted by somebody else before the start".into())
+        }
+        None => refused(Cause::Engine),
+    }
+}
+
+/// The helper did not let the program start.
+fn not_received(seen: &Seen<'_>, state: &ContainerStateTerminated) -> RunPhase {
+    let message = state.message.as_deref().unwrap_or_default();
+    let failed = |cause| {
+        let words = or(
+            message,
+            &format!("the helper ended with code {}", state.exit_code),
+        );
+        RunPhase::Finished(Outcome::FailedToStart(StartFailure::new(cause, words)))
+    };
+    if seen.marks.cancelled.is_some() {
+        return RunPhase::Finished(Outcome::Cancelled);
+    }
+    match state.exit_code {
+        v6_helper::EXIT_NOT_ISOLATED => failed(Cause::NotIsolated),
+        v6_helper::EXIT_LATE => RunPhase::Finished(Outcome::DeadlineExceeded),
+        v6_helper::EXIT_NO_INPUT => RunPhase::Pending(Pending::Abandoned),
+        137 | 143 if is_deleted(seen.pod) || pod_reason(seen.pod).is_some() => {
+            RunPhase::Finished(never_ran(seen))
+        }
+        _ => failed(Cause::Engine),
+    }
+}
+
+/// A cause for the words about a container that could not be started.
+pub(crate) fn refusal(message: &str) -> Cause {
+    let has = |text: &str| message.contains(text);
+    if has("exec format error") {
+        Cause::ImageUnusable
+    } else if has("executable file not found") || has("no such file or directory") {
+        Cause::CommandNotFound
+    } else if has("permission denied") || has("is a directory") {
+        Cause::CommandNotExecutable
+    } else if has("no command specified") {
+        Cause::CommandNotFound
+    } else {
+        Cause::Engine
+    }
+}
+
+/// How long what stands in a pod's way may last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// It will not change.
+    None,
+    /// A registry may come back.
+    Registry,
+    /// A machine may have room.
+    Machine,
+}
+
+/// What stands in the way of a pod that has not started, if anything does.
+pub(crate) fn obstacle(pod: &Pod) -> Option<(StartFailure, Patience)> {
+    if is_deleted(pod) || terminated(pod, PROGRAM).is_some() || is_running(pod, PROGRAM) {
+        return None;
+    }
+    if let Some((false, "Unschedulable", message)) = condition(pod, "PodScheduled") {
+        let absent = message.contains("persistentvolumeclaim") && message.contains("not found");
+        let (cause, patience) = if absent {
+            (Cause::MountUnusable, Patience::None)
+        } else {
+            (Cause::Unschedulable, Patience::Machine)
+        };
+        return Some((StartFailure::new(cause, message), patience));
+    }
+    waiting(pod).find_map(|(container, reason, message)| {
+        let words = if container == PROGRAM {
+            or(message, reason)
+        } else {
+            format!("the helper's image: {}", or(message, reason))
+        };
+        let (cause, patience) = match reason {
+            "InvalidImageName" => (Cause::ImageUnusable, Patience::None),
+            "ErrImageNeverPull" => (Cause::ImageNotFound, Patience::None),
+            "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => pull_failure(message)?,
+            "ImageInspectError" => (Cause::ImageUnusable, Patience::Registry),
+            "CreateContainerConfigError" => config_error(message)?,
+            "CreateContainerError" | "RunContainerError" => (refusal(message), Patience::None),
+            _ => return None,
+        };
+        // The helper's own image is the operator's matter, not the run's.
+        let cause = if container == PROGRAM {
+            cause
+        } else {
+            Cause::Engine
+        };
+        Some((StartFailure::new(cause, words), patience))
+    })
+}
+
+/// What the machine's words about a failed pull mean; `None` if they are only that it waits.
+pub(crate) fn pull_failure(message: &str) -> Option<(Cause, Patience)> {
+    let lower = message.to_lowercase();
+    let has = |text: &str| lower.contains(text);
+    if has("no match for platform") || has("does not match the specified platform") {
+        return Some((Cause::ImageUnusable, Patience::None));
+    }
+    // A registry that hides what it has says both: refused is the one that somebody can change.
+    if has("401 unauthorized")
+        || has("403 forbidden")
+        || has("authorization failed")
+        || has("no basic auth credentials")
+        || has("denied")
+    {
+        return Some((Cause::ImageDenied, Patience::None));
+    }
+    if has("not found") || has("manifest unknown") || has("name unknown") {
+        return Some((Cause::ImageNotFound, Patience::None));
+    }
+    if has("back-off pulling") && !has("failed to") && !has("error") {
+        // Said without a reason by older machines; the reason came before.
+        return Some((Cause::RegistryUnreachable, Patience::Registry));
+    }
+    Some((Cause::RegistryUnreachable, Patience::Registry))
+}
+
+fn config_error(message: &str) -> Option<(Cause, Patience)> {
+    let lower = message.to_lowercase();
+    if lower.contains("non-root") || lower.contains("non-numeric") {
+        return Some((Cause::Engine, Patience::None));
+    }
+    if lower.contains("subpath") {
+        return Some((Cause::MountUnusable, Patience::None));
+    }
+    // Among others a Secret that is to come.
+    Some((Cause::Engine, Patience::Registry))
+}
+
+/// A whole status.
+pub(crate) fn status(seen: &Seen<'_>) -> RunStatus {
+    let Record {
+        id,
+        spec,
+        image,
+        annotations,
+        egress,
+        deadline,
+        created,
+        ..
+    } = seen.record;
+    let mut status = RunStatus::new(
+        id.clone(),
+        phase(seen),
+        spec.clone(),
+        image.clone(),
+        annotations.clone(),
+    );
+    status.egress.clone_from(egress);
+    status.deadline = *deadline;
+    status.created = Some(*created);
+    let state = program_state(seen.pod);
+    if let Some(running) = state.and_then(|state| state.running.as_ref()) {
+        status.started = running.started_at.as_ref().map(time::from_cluster);
+    }
+    if let Some(ended) = terminated(seen.pod, PROGRAM).filter(|ended| has_started(ended)) {
+        status.started = ended.started_at.as_ref().map(time::from_cluster);
+        status.finished = ended.finished_at.as_ref().map(time::from_cluster);
+    }
+    if status.phase.is_finished() && status.finished.is_none() {
+        status.finished = ended_before_the_start(seen.pod);
+    }
+    // Whole seconds may lie before the record's making.
+    status.started = status.started.map(|at| at.max(*created));
+    status.finished = status
+        .finished
+        .map(|at| at.max(status.started.unwrap_or(at)));
+    status
+}
+
+/// When a run ended whose program never ran, as far as the cluster tells.
+fn ended_before_the_start(pod: &Pod) -> Option<SystemTime> {
+    let received = terminated(pod, RECEIVE).filter(|ended| ended.exit_code != 0);
+    if let Some(ended) = received {
+        return ended.finished_at.as_ref().map(time::from_cluster);
+    }
+    let deleted = time::from_cluster(pod.metadata.deletion_timestamp.as_ref()?);
+    // The time at which it was to be gone, at the latest.
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+    deleted.checked_sub(Duration::from_secs(u64::try_from(grace).unwrap_or(0)))
+}
+
+/// Whether the program has run, so that there may be outputs and a log.
+pub(crate) fn has_run(pod: &Pod) -> bool {
+    is_running(pod, PROGRAM) || terminated(pod, PROGRAM).is_some_and(has_started)
+}
+
+/// Whether the sidecar can be asked.
+pub(crate) fn has_sidecar(pod: &Pod) -> bool {
+    is_running(pod, SIDECAR)
+}
+
+/// Whether more than the least is booked for the program.
+pub(crate) fn books(pod: &Pod) -> bool {
+    let containers = pod.spec.as_ref().map(|spec| &spec.containers);
+    let program = containers.and_then(|all| all.iter().find(|one| one.name == PROGRAM));
+    let booked = program
+        .and_then(|program| program.resources.as_ref()?.requests.as_ref()?.get("cpu"))
+        .map(|cpu| cpu.0.as_str());
+    booked.is_some_and(|cpu| cpu != LEAST_CPU)
+}
+
+/// Whether the helper waits for what is streamed.
+pub(crate) fn is_receiving(pod: &Pod) -> bool {
+    is_running(pod, RECEIVE)
+}
+
+/// Whether the pod is being ended, by whomever.
+pub(crate) fn is_deleted(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+/// Which machine has the pod.
+pub(crate) fn node(pod: &Pod) -> Option<&str> {
+    let spec = pod.spec.as_ref()?;
+    spec.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+/// Whether the cluster has nothing to do with the pod any more.
+pub(crate) fn has_ended(pod: &Pod) -> bool {
+    matches!(phase_word(pod), "Failed" | "Succeeded")
+}
+
+/// How long what stands in the way has done so, at least: since the pod was given its last chance.
+pub(crate) fn waiting_since(pod: &Pod, created: SystemTime) -> SystemTime {
+    let scheduled = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref())
+        .and_then(|all| {
+            all.iter()
+                .find(|it| it.type_ == "PodScheduled" && it.status == "True")
+        })
+        .and_then(|condition| condition.last_transition_time.as_ref());
+    scheduled.map_or(created, time::from_cluster)
+}
+
+fn phase_word(pod: &Pod) -> &str {
+    let status = pod.status.as_ref();
+    status.and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+fn has_started(state: &ContainerStateTerminated) -> bool {
+    // What never ran has the beginning of time, or none.
+    let year = Duration::from_secs(365 * 86_400);
+    state
+        .started_at
+        .as_ref()
+        .is_some_and(|at| time::from_cluster(at) > SystemTime::UNIX_EPOCH + year)
+}
+
+fn or(text: &str, otherwise: &str) -> String {
+    let text = text.trim();
+    (if text.is_empty() { otherwise } else { text }).to_owned()
+}
+
+/// Reason and words of the pod's own status.
+fn pod_reason(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let reason = status.reason.as_deref().filter(|text| !text.is_empty())?;
+    let message = status.message.as_deref().unwrap_or_default();
+    Some(format!("{reason}: {message}"))
+}
+
+/// Why somebody other than us ends the pod.
+fn disruption(pod: &Pod) -> Option<(&str, &str)> {
+    match condition(pod, "DisruptionTarget")? {
+        (true, reason, message) => Some((reason, message)),
+        _ => None,
+    }
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(bool, &'a str, &'a str)> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let found = conditions
+        .iter()
+        .find(|condition| condition.type_ == kind)?;
+    let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
+    Some((
+        found.status == "True",
+        text(&found.reason),
+        text(&found.message),
+    ))
+}
+
+fn state<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerState> {
+    let status = pod.status.as_ref()?;
+    let all = [&status.init_container_statuses, &status.container_statuses];
+    let found = all
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|status| status.name == name)?;
+    found.state.as_ref()
+}
+
+fn program_state(pod: &Pod) -> Option<&ContainerState> {
+    state(pod, PROGRAM)
+}
+
+pub(crate) fn terminated<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStateTerminated> {
+    state(pod, name)?.terminated.as_ref()
+}
+
+fn is_running(pod: &Pod, name: &str) -> bool {
+    state(pod, name).is_some_and(|state| state.running.is_some())
+}
+
+/// Containers that wait, with reason and words.
+fn waiting(pod: &Pod) -> impl Iterator<Item = (&str, &str, &str)> {
+    let status = pod.status.as_ref();
+    let init = status.and_then(|status| status.init_container_statuses.as_ref());
+    let others = status.and_then(|status| status.container_statuses.as_ref());
+    init.into_iter()
+        .chain(others)
+        .flatten()
+        .filter_map(|status| {
+            let waiting = status.state.as_ref()?.waiting.as_ref()?;
+            let reason = waiting.reason.as_deref().unwrap_or_default();
+            let message = waiting.message.as_deref().unwrap_or_default();
+            Some((status.name.as_str(), reason, message))
+        })
+}

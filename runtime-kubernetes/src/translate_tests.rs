@@ -1,0 +1,171 @@
+//! What is made of pods as a real cluster told them: `tests/states.rs` records them.
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::Pod;
+use v6_runtime::{Outcome, Owner, Pending, RunPhase, StartFailureCause as Cause, StopCause};
+
+use crate::record::{self, Marks, Record};
+use crate::translate::{self, Patience, Seen};
+
+fn recorded(name: &str) -> Pod {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/states");
+    let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn judged(pod: &Pod, driven: bool) -> RunPhase {
+    let owner = Owner::new("hospital-a").unwrap();
+    let id = record::identify(&owner, pod).unwrap();
+    let record = Record::read(id, pod).unwrap();
+    let seen = Seen {
+        record: &record,
+        marks: &Marks::read(pod),
+        pod,
+        driven,
+        now: SystemTime::now(),
+    };
+    translate::phase(&seen)
+}
+
+fn outcome(pod: &Pod) -> Outcome {
+    match judged(pod, false) {
+        RunPhase::Finished(outcome) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn note(pod: &mut Pod, name: &str, value: &str) {
+    let annotations = pod.metadata.annotations.get_or_insert_default();
+    annotations.insert(name.to_owned(), value.to_owned());
+}
+
+fn forget(pod: &mut Pod, name: &str) {
+    pod.metadata.annotations.as_mut().unwrap().remove(name);
+}
+
+#[test]
+fn ends_are_told_apart() {
+    let cases = [
+        ("exited-0", Outcome::Exited(0)),
+        ("exited-7", Outcome::Exited(7)),
+        ("exited-137", Outcome::Exited(137)),
+        ("out-of-memory", Outcome::OutOfMemory),
+        ("deadline", Outcome::DeadlineExceeded),
+        ("cancelled", Outcome::Cancelled),
+        ("cancelled-now", Outcome::Cancelled),
+    ];
+    for (name, expected) in cases {
+        assert_eq!(outcome(&recorded(name)), expected, "{name}");
+    }
+    for name in ["evicted", "deleted", "deleted-by-force"] {
+        let outcome = outcome(&recorded(name));
+        assert!(
+            matches!(outcome, Outcome::Evicted(_)),
+            "{name}: {outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn causes_are_told_apart() {
+    let cases = [
+        ("command-not-found", Cause::CommandNotFound),
+        ("command-not-executable", Cause::CommandNotExecutable),
+        ("image-absent", Cause::ImageNotFound),
+        ("registry-unreachable", Cause::RegistryUnreachable),
+        ("no-room", Cause::Unschedulable),
+        ("claim-absent", Cause::MountUnusable),
+    ];
+    for (name, cause) in cases {
+        match outcome(&recorded(name)) {
+            Outcome::FailedToStart(failure) => assert_eq!(failure.cause, cause, "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+/// What was noted when a run was given up, told once more from the pod itself.
+#[test]
+fn what_is_in_the_way_is_told_by_the_pod() {
+    let cases = [
+        ("image-absent", Cause::ImageNotFound, Patience::None),
+        (
+            "registry-unreachable",
+            Cause::RegistryUnreachable,
+            Patience::Registry,
+        ),
+        ("no-room", Cause::Unschedulable, Patience::Machine),
+    ];
+    for (name, cause, patience) in cases {
+        let mut pod = recorded(name);
+        pod.metadata.deletion_timestamp = None;
+        let (failure, how) = translate::obstacle(&pod).unwrap();
+        assert_eq!(
+            (failure.cause, how),
+            (cause, patience),
+            "{name}: {}",
+            failure.message
+        );
+    }
+}
+
+#[test]
+fn nobody_at_work_is_abandoned() {
+    let mut pod = recorded("exited-0");
+    forget(&mut pod, record::STORED);
+    pod.status = None;
+    pod.spec.as_mut().unwrap().node_name = None;
+    assert_eq!(judged(&pod, false), RunPhase::Pending(Pending::Abandoned));
+    assert_eq!(judged(&pod, true), RunPhase::Pending(Pending::Accepted));
+    note(&mut pod, record::STORED, "true");
+    assert_eq!(judged(&pod, false), RunPhase::Pending(Pending::Queued));
+}
+
+/// A run that ended by itself before it was cancelled keeps its outcome.
+#[test]
+fn a_late_cancel_changes_nothing() {
+    let mut pod = recorded("exited-7");
+    let now = crate::time::to_text(SystemTime::now() + Duration::from_secs(3600));
+    note(&mut pod, "v6-runtime.cancelled", &now);
+    assert_eq!(outcome(&pod), Outcome::Exited(7));
+}
+
+#[test]
+fn a_program_that_runs_on_is_stopping() {
+    let mut pod = recorded("cancelled");
+    let ended = pod
+        .status
+        .as_mut()
+        .unwrap()
+        .container_statuses
+        .as_mut()
+        .unwrap();
+    let program = ended
+        .iter_mut()
+        .find(|it| it.name == crate::pod::PROGRAM)
+        .unwrap();
+    let state = program.state.as_mut().unwrap();
+    let ended = state.terminated.take().unwrap();
+    state.running = Some(k8s_openapi::api::core::v1::ContainerStateRunning {
+        started_at: ended.started_at,
+    });
+    assert_eq!(judged(&pod, false), RunPhase::Stopping(StopCause::Cancel));
+    forget(&mut pod, "v6-runtime.cancelled");
+    assert_eq!(judged(&pod, false), RunPhase::Running);
+}
+
+#[test]
+fn pulls_fail_in_their_own_ways() {
+    let cause = |words: &str| translate::pull_failure(words).map(|(cause, _)| cause);
+    let denied = "failed to authorize: failed to fetch anonymous token: 401 Unauthorized";
+    assert_eq!(cause(denied), Some(Cause::ImageDenied));
+    let absent = "failed to resolve reference \"r/a:1\": r/a:1: not found";
+    assert_eq!(cause(absent), Some(Cause::ImageNotFound));
+    let platform = "no match for platform in manifest sha256:1: not found";
+    assert_eq!(cause(platform), Some(Cause::ImageUnusable));
+    let away = "dial tcp 127.0.0.1:1: connect: connection refused";
+    assert_eq!(cause(away), Some(Cause::RegistryUnreachable));
+}

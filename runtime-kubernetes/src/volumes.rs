@@ -1,0 +1,214 @@
+//! From a spec to what is mounted where, in the program and in the helper. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, KeyToPath, PersistentVolumeClaimVolumeSource, ProjectedVolumeSource,
+    SecretProjection, SecretVolumeSource, Volume, VolumeMount, VolumeProjection,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use v6_runtime::{Access, ContainerPath, MountSource, OutputKind, RunSpec};
+
+use crate::contents::{KEY, given_key};
+use crate::pod::{Parts, TMP};
+
+/// Where the content of a mount is, in the helper's words: `given/N` by a Secret, `in/N` streamed,
+/// or `out/N/PATH` as the beginning of a folder output.
+pub(crate) fn place(spec: &RunSpec, index: usize) -> String {
+    let mount = &spec.mounts[index];
+    let below = (mount.access == Access::ReadWrite)
+        .then(|| enclosing_output(spec, &mount.target))
+        .flatten();
+    match (below, &mount.source) {
+        (Some((output, relative)), _) => format!("out/{output}/{relative}"),
+        (None, MountSource::Stream(_)) => format!("in/{index}"),
+        (None, _) => format!("given/{index}"),
+    }
+}
+
+/// The folder output that a path lies in, and where in it. Of nested ones the innermost: that is
+/// the one that is mounted over the others.
+fn enclosing_output<'a>(spec: &RunSpec, path: &'a ContainerPath) -> Option<(usize, &'a str)> {
+    let outputs = spec.outputs.values().enumerate();
+    outputs
+        .filter(|(_, output)| output.kind == OutputKind::Folder)
+        .filter_map(|(index, output)| Some((index, path.relative_to(&output.path)?)))
+        .min_by_key(|(_, relative)| relative.len())
+}
+
+pub(crate) fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: volume.into(),
+        mount_path: path.into(),
+        read_only: Some(read_only),
+        ..VolumeMount::default()
+    }
+}
+
+fn part(volume: &str, part: impl ToString, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        sub_path: Some(part.to_string()),
+        ..mount(volume, path, read_only)
+    }
+}
+
+pub(crate) fn program_mounts(spec: &RunSpec) -> Vec<VolumeMount> {
+    let mut mounts = Vec::new();
+    let taken = |path: &str| {
+        let targets = spec.mounts.iter().map(|mount| &mount.target);
+        let outputs = spec.outputs.values().map(|output| &output.path);
+        targets.chain(outputs).any(|target| target.as_str() == path)
+    };
+    if !taken(TMP) {
+        mounts.push(mount("tmp", TMP, false));
+    }
+    for (index, output) in spec.outputs.values().enumerate() {
+        mounts.push(part("out", index, output.path.as_str(), false));
+    }
+    for (index, given) in spec.mounts.iter().enumerate() {
+        let target = given.target.as_str();
+        let read_only = given.access == Access::ReadOnly;
+        match &given.source {
+            MountSource::Scratch(_) => {
+                mounts.push(mount(&format!("scratch-{index}"), target, false));
+            }
+            MountSource::Volume(_) => {
+                mounts.push(mount(&format!("volume-{index}"), target, read_only));
+            }
+            // It is in its output already.
+            _ if !read_only => {}
+            MountSource::Stream(_) => mounts.push(part("in", index, target, true)),
+            _ => mounts.push(part("given", index, target, true)),
+        }
+    }
+    mounts
+}
+
+pub(crate) fn volumes(parts: &Parts<'_>) -> Vec<Volume> {
+    let Parts {
+        owner,
+        record,
+        spec,
+        config,
+        contents,
+    } = parts;
+    let secret = |at: usize| record.secret_name(owner, at);
+    let empty = |name: &str| Volume {
+        name: name.into(),
+        empty_dir: Some(EmptyDirVolumeSource::default()),
+        ..Volume::default()
+    };
+    let memory = |name: &str, bytes: u64| Volume {
+        name: name.into(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: Some("Memory".into()),
+            size_limit: Some(Quantity(bytes.to_string())),
+        }),
+        ..Volume::default()
+    };
+    let key_at = contents.place(KEY).unwrap_or_default();
+    let mut all = vec![
+        Volume {
+            name: "key".into(),
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(secret(key_at)),
+                items: Some(vec![item(KEY, KEY)]),
+                ..SecretVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        given(parts),
+        empty("in"),
+        Volume {
+            name: "out".into(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                medium: None,
+                size_limit: Some(Quantity(most_output(spec).to_string())),
+            }),
+            ..Volume::default()
+        },
+    ];
+    let tmp = spec.resources.scratch_bytes.unwrap_or(config.scratch_bytes);
+    all.push(memory("tmp", tmp.get()));
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        match &mount.source {
+            MountSource::Scratch(limit) => {
+                let limit = limit.unwrap_or(config.scratch_bytes);
+                all.push(memory(&format!("scratch-{index}"), limit.get()));
+            }
+            MountSource::Volume(claim) => all.push(Volume {
+                name: format!("volume-{index}"),
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: claim.clone(),
+                    read_only: Some(mount.access == Access::ReadOnly),
+                }),
+                ..Volume::default()
+            }),
+            _ => {}
+        }
+    }
+    all
+}
+
+/// What all outputs may have on a machine's disk before it ends the pod. Each is measured when it is
+/// collected, which tells more: so there is room beyond their limits.
+fn most_output(spec: &RunSpec) -> u64 {
+    const ROOM: u64 = 64 << 20;
+    let limits = spec.outputs.values().map(|output| output.limit.get());
+    let sum = limits.fold(0_u64, u64::saturating_add);
+    // The cluster's quantities have 63 bits.
+    sum.saturating_mul(2)
+        .saturating_add(ROOM)
+        .min(u64::try_from(i64::MAX).unwrap_or(u64::MAX))
+}
+
+fn item(key: &str, path: &str) -> KeyToPath {
+    KeyToPath {
+        key: key.into(),
+        path: path.into(),
+        mode: None,
+    }
+}
+
+/// All content that Secrets hold, as one folder. Nobody but this pod's containers sees it, and they
+/// have one user.
+fn given(parts: &Parts<'_>) -> Volume {
+    let Parts {
+        owner,
+        record,
+        spec,
+        contents,
+        ..
+    } = parts;
+    let mut items: BTreeMap<usize, Vec<KeyToPath>> = BTreeMap::new();
+    for index in 0..spec.mounts.len() {
+        let key = given_key(index);
+        if let Some(at) = contents.place(&key) {
+            let items = items.entry(at).or_default();
+            items.push(item(&key, &index.to_string()));
+        }
+    }
+    if items.is_empty() {
+        return Volume {
+            name: "given".into(),
+            empty_dir: Some(EmptyDirVolumeSource::default()),
+            ..Volume::default()
+        };
+    }
+    let sources = items.into_iter().map(|(at, items)| VolumeProjection {
+        secret: Some(SecretProjection {
+            name: record.secret_name(owner, at),
+            items: Some(items),
+            optional: None,
+        }),
+        ..VolumeProjection::default()
+    });
+    Volume {
+        name: "given".into(),
+        projected: Some(ProjectedVolumeSource {
+            default_mode: Some(0o444),
+            sources: Some(sources.collect()),
+        }),
+        ..Volume::default()
+    }
+}

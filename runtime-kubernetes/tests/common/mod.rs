@@ -1,0 +1,133 @@
+//! A cluster for the tests: the one that `tests/services/kubernetes.sh` starts.
+#![allow(dead_code, reason = "each test target uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use v6_runtime::{
+    CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId, RunSpec,
+    Runtime,
+};
+use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime};
+
+/// What is needed: a cluster, a node's account in a namespace of it, the helper's image and the probe's
+/// in a registry that it can reach.
+const NEEDED: [&str; 5] = [
+    "KUBECONFIG",
+    "V6_KUBERNETES_CONFIG",
+    "V6_KUBERNETES_NAMESPACE",
+    "V6_KUBERNETES_HELPER",
+    "V6_KUBERNETES_PROBE",
+];
+
+pub struct Bench {
+    pub owner: Owner,
+    pub namespace: String,
+    account: PathBuf,
+    helper: ImageRef,
+    probe: ImageRef,
+}
+
+impl Bench {
+    /// `None`, said aloud, where there is no cluster; a failure where there has to be one. The runtime
+    /// has a node's rights, the test an administrator's.
+    pub async fn new() -> Option<Self> {
+        let found: Vec<Option<String>> = NEEDED
+            .iter()
+            .map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+            .collect();
+        let [
+            Some(_),
+            Some(account),
+            Some(namespace),
+            Some(helper),
+            Some(probe),
+        ] = &found[..]
+        else {
+            let reason = format!("one of {} is not set", NEEDED.join(", "));
+            assert!(
+                std::env::var_os("V6_REQUIRE_KUBERNETES").is_none(),
+                "{reason}"
+            );
+            println!("SKIP {reason}");
+            return None;
+        };
+        Some(Self {
+            owner: Owner::new(format!("t-{:016x}", rand::random::<u64>())).unwrap(),
+            namespace: namespace.clone(),
+            account: account.into(),
+            helper: ImageRef::parse(helper).unwrap(),
+            probe: ImageRef::parse(probe).unwrap(),
+        })
+    }
+
+    pub fn config(&self) -> KubernetesConfig {
+        KubernetesConfig::new(self.owner.clone(), self.helper.clone())
+            .with_kubeconfig(Some(self.account.clone()))
+            .with_memory_bytes(bytes(128 << 20))
+            .with_scratch_bytes(bytes(16 << 20))
+            .with_cpu_request_milli(Some(20.try_into().unwrap()))
+    }
+
+    /// What is this machine's or this test's alone, and what stands for it in a recording.
+    pub fn private(&self) -> Vec<(String, &'static str)> {
+        let registry = self.probe.registry().to_owned();
+        vec![
+            (self.owner.to_string(), "hospital-a"),
+            (registry, "registry.example:5000"),
+        ]
+    }
+
+    pub async fn connect(&self) -> KubernetesRuntime {
+        KubernetesRuntime::connect(self.config()).await.unwrap()
+    }
+
+    /// A run of the probe that takes these steps.
+    pub async fn probe(&self, runtime: &KubernetesRuntime, steps: &str) -> RunSpec {
+        let image = runtime.resolve(&self.probe, PullPolicy::Always).await;
+        RunSpec::new(image.unwrap()).with_args(steps.split(' '))
+    }
+}
+
+/// The pods of the namespace, for an administrator.
+pub async fn pods(bench: &Bench) -> Api<Pod> {
+    let client = kube::Client::try_default().await.unwrap();
+    Api::namespaced(client, &bench.namespace)
+}
+
+pub fn id(text: &str) -> RunId {
+    RunId::new(text).unwrap()
+}
+
+pub fn output(text: &str) -> OutputName {
+    OutputName::new(text).unwrap()
+}
+
+pub fn path(text: &str) -> ContainerPath {
+    ContainerPath::new(text).unwrap()
+}
+
+pub fn bytes(n: u64) -> NonZeroU64 {
+    NonZeroU64::new(n).unwrap()
+}
+
+pub fn file(at: &str, limit: u64) -> Output {
+    Output::file(path(at), bytes(limit))
+}
+
+pub async fn remove(runtime: &KubernetesRuntime, id: &RunId) {
+    let force = CleanupOptions::default().with_force(true);
+    runtime.cleanup(id, force).await.unwrap();
+}
+
+/// A bound on what must not take longer.
+pub async fn in_time<T>(seconds: u64, what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(seconds), what)
+        .await
+        .unwrap_or_else(|_| panic!("it took longer than {seconds} s"))
+}

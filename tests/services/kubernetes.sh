@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# A Kubernetes cluster for tests: one node with everything that makes a cluster.
+#
+#   eval "$(kubernetes.sh up WORKDIR [--no-netpol])"   sets KUBECONFIG, and V6_KUBERNETES_API
+#                                                      (ADDRESS:PORT of the API without a login)
+#   kubernetes.sh push WORKDIR ARCHIVE NAME:TAG        uploads an image archive to the two
+#                                                      registries of registry.sh in WORKDIR
+#   kubernetes/prepare WORKDIR PROBE.tar               what tests need in the cluster: a namespace,
+#                                                      a node's account in it, images
+#   kubernetes.sh forget WORKDIR   takes from the node every image of a repository v6-conformance/...
+#   kubernetes.sh crash WORKDIR    kills the API server at once; `up` starts it again
+#   kubernetes.sh stop WORKDIR     ends the cluster and its pods; keeps its state
+#   kubernetes.sh down WORKDIR     ends it and removes all that it left
+#
+# API server (RBAC on), controllers, scheduler, etcd, kubelet, kube-proxy and a controller
+# that enforces NetworkPolicies, of Kubernetes' own source (kubernetes/go.mod has the
+# versions), built as one program into the cache; containerd and runc are Debian's, with
+# state of our own. With --no-netpol policies are accepted and have no effect, as with many
+# simple networks; `up` switches a running cluster. One at a time on a machine: ports, the
+# bridge and the cgroup have fixed names. Root is needed.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=lib.sh
+. "$here/lib.sh"
+# shellcheck source=kubernetes/node.sh
+. "$here/kubernetes/node.sh"
+
+names() {
+	dir=$work/kubernetes
+	socket=$dir/containerd/containerd.sock
+	bridge=v6kube0
+	node=testnode pods=10.244.0 services=10.96.0
+	node_ip=$pods.1
+	api_port=6443 etcd_port=23790
+	kubernetes_version=v1.34.4 # as in kubernetes/go.mod
+
+	mkdir -p "$dir"/{bin,etc/cni,containerd,images}
+}
+
+build_programs() {
+	local version=k8s.io/component-base/version
+	need_command go "building the cluster's programs (1.24 or newer)"
+	mkdir -p "$1"
+	(
+		cd "$here/kubernetes" || exit 1
+		export CGO_ENABLED=0 GOFLAGS="-mod=readonly -buildvcs=false"
+		nice go build -trimpath -o "$1/pause" -ldflags '-s -w' ./pause
+		nice go build -trimpath -o "$1/testcluster" -ldflags "-s -w \
+			-X $version.gitVersion=$kubernetes_version -X $version.gitMajor=1 \
+			-X $version.gitMinor=$(echo "$kubernetes_version" | cut -d. -f2)" .
+	)
+}
+need_command() { command -v "$1" >/dev/null || die "$1 is needed for $2"; }
+
+programs() {
+	local key name
+	key=$(cat "$here"/kubernetes/go.{mod,sum} "$here"/kubernetes/*.go "$here"/kubernetes/pause/*.go | fingerprint)
+	built=$(cached "kubernetes-$key" "Kubernetes $kubernetes_version, built from source (some minutes)" build_programs)
+	for name in testcluster kubectl; do ln -sfn "$built/testcluster" "$dir/bin/$name"; done
+}
+
+kubectl() { "$dir/bin/kubectl" --kubeconfig "$dir/kubeconfig" "$@"; }
+ctr() { command ctr --address "$socket" --namespace k8s.io "$@"; }
+
+up() {
+	local option enforce=1 pair
+	names
+	for option; do
+		case $option in
+			--no-netpol) enforce= ;;
+			*) die "up: unknown option $option" ;;
+		esac
+	done
+	[ "$(id -u)" = 0 ] || die "only root can start a cluster"
+	[ -r /dev/kmsg ] || die "the kubelet needs /dev/kmsg, which cannot be read here"
+	need_packages "a Kubernetes cluster" containerd runc containernetworking-plugins iproute2 iptables ipset nftables kmod
+	programs
+	for pair in etcd:$etcd_port kube-apiserver:$api_port kube-controller-manager:10257 kube-scheduler:10259 \
+		kubelet:10248 kubelet:10250 kube-proxy:10249 kube-proxy:10256; do
+		if ! alive "${pair%:*}" && (exec 3<>"/dev/tcp/127.0.0.1/${pair#*:}") 2>/dev/null; then
+			die "port ${pair#*:}, which ${pair%:*} needs, is in use"
+		fi
+	done
+	node_network
+	node_containerd
+	control_plane
+	node_kubelet
+	if [ -n "$enforce" ]; then
+		start_program netpol "$dir/bin/testcluster" netpol -kubeconfig "$dir/kubeconfig" \
+			-node "$node" -service-cidr "$services.0/24"
+		wait_for netpol "rules for network policies" iptables -L KUBE-NWPLCY-DEFAULT -n
+	else
+		stop_program netpol
+		flush_netpol
+	fi
+	plain_api
+	echo "export KUBECONFIG=$dir/kubeconfig V6_KUBERNETES_API=127.0.0.1:$(cat "$dir/api.port")"
+}
+
+# The API on loopback without encryption or a login: tests put faults between.
+plain_api() {
+	[ -s "$dir/api.port" ] || free_port >"$dir/api.port"
+	start_program kubectl-proxy "$dir/bin/kubectl" --kubeconfig "$dir/kubeconfig" proxy \
+		--port "$(cat "$dir/api.port")" --reject-paths '^$'
+	wait_for kubectl-proxy "the plain API" plain_answers
+}
+plain_answers() { (exec 3<>"/dev/tcp/127.0.0.1/$(cat "$dir/api.port")") 2>/dev/null; }
+
+control_plane() {
+	if ! [ -s "$dir/pki/sa.pub" ]; then
+		"$dir/bin/testcluster" pki -dir "$dir/pki" -node "$node" -node-ip "$node_ip" \
+			-service-ip "$services.1" -server "https://127.0.0.1:$api_port"
+	fi
+	ln -sfn pki/admin.kubeconfig "$dir/kubeconfig"
+	start_program etcd "$dir/bin/testcluster" etcd -data-dir "$dir/etcd" \
+		-client-url "http://127.0.0.1:$etcd_port" -peer-url "http://127.0.0.1:$((etcd_port + 1))"
+	start_program kube-apiserver "$dir/bin/testcluster" kube-apiserver \
+		--etcd-servers="http://127.0.0.1:$etcd_port" \
+		--secure-port="$api_port" --advertise-address="$node_ip" \
+		--tls-cert-file="$dir/pki/apiserver.crt" --tls-private-key-file="$dir/pki/apiserver.key" \
+		--client-ca-file="$dir/pki/ca.crt" \
+		--kubelet-certificate-authority="$dir/pki/ca.crt" \
+		--kubelet-client-certificate="$dir/pki/apiserver-kubelet-client.crt" \
+		--kubelet-client-key="$dir/pki/apiserver-kubelet-client.key" \
+		--kubelet-preferred-address-types=InternalIP \
+		--service-account-issuer=https://kubernetes.default.svc.cluster.local \
+		--service-account-key-file="$dir/pki/sa.pub" --service-account-signing-key-file="$dir/pki/sa.key" \
+		--service-cluster-ip-range="$services.0/24" \
+		--authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
+		--allow-privileged=true
+	wait_for kube-apiserver "an answer from the API server" kubectl get --raw /readyz
+	start_program kube-controller-manager "$dir/bin/testcluster" kube-controller-manager \
+		--kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
+		--authentication-kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
+		--authorization-kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
+		--bind-address=127.0.0.1 --leader-elect=false --use-service-account-credentials=true \
+		--root-ca-file="$dir/pki/ca.crt" --service-account-private-key-file="$dir/pki/sa.key" \
+		--cluster-signing-cert-file="$dir/pki/ca.crt" --cluster-signing-key-file="$dir/pki/ca.key" \
+		--kube-api-qps=200 --kube-api-burst=400
+	start_program kube-scheduler "$dir/bin/testcluster" kube-scheduler \
+		--kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
+		--authentication-kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
+		--authorization-kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
+		--bind-address=127.0.0.1 --leader-elect=false
+}
+
+push() {
+	local archive=$1 name=$2
+	names
+	[ -e "$work/registry/env" ] || die "push: there is no registry in $work: registry.sh up $work"
+	# shellcheck source=/dev/null
+	. "$work/registry/env"
+	programs
+	"$dir/bin/testcluster" push -archive "$archive" "$V6_REGISTRY_OPEN/$name"
+	PUSH_PASSWORD=$V6_REGISTRY_PASSWORD "$dir/bin/testcluster" push -archive "$archive" \
+		-user "$V6_REGISTRY_USER" "$V6_REGISTRY_PRIVATE/$name"
+}
+
+# An image has several names: each time by tag, by digest, and by that of its configuration.
+forget() {
+	local images digests
+	names
+	ctr version >/dev/null || die "our own containerd does not run"
+	digests=$(ctr images list | awk '$1 ~ /\/v6-conformance\// {print $3}' | sort -u)
+	[ -n "$digests" ] || return 0
+	mapfile -t images < <(ctr images list | grep -F "$digests" | awk '{print $1}')
+	# What has no name any more is gone when this returns.
+	ctr images remove --sync "${images[@]}" >/dev/null || die "containerd keeps some of ${images[*]}"
+}
+
+crash() {
+	local pid
+	names
+	alive kube-apiserver || die "our own API server does not run"
+	read -r pid _ <"$work/run/kube-apiserver.pid"
+	kill -KILL "$pid"
+	while alive kube-apiserver; do sleep 0.02; done
+}
+
+stop() {
+	names
+	# Nothing may start pods any more, before their processes are ended.
+	for name in kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
+	end_pods
+	for name in kube-containerd kube-apiserver etcd; do stop_program $name; done
+	forget_containers
+	restore_network
+}
+
+down() {
+	stop
+	remove_tree "$dir"
+}
+
+service_main "$@"
