@@ -495,6 +495,10 @@ impl Resources {
 }
 
 /// How many accelerators a run gets.
+///
+/// A runtime that declares accelerators takes at least one of the two, and refuses the other as
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported): a batch system hands out numbers, an engine without
+/// a scheduler whatever its machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Gpu {
     /// All that the machine has.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::io::AsyncRead;
 use futures_util::{AsyncReadExt, TryStreamExt, stream};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::LogParams;
 use v6_runtime::{
     Error, ErrorKind, LogChunk, LogOptions, LogPosition, LogStream, Result, ResultStream, RunId,
@@ -25,6 +25,9 @@ use crate::translate;
 const PIECE: usize = 64 << 10;
 /// A time stamp is never longer.
 const STAMP: usize = 64;
+
+/// By how much the times of two lines may be out of order at most, where they are of two streams.
+const DISORDER: SignedDuration = SignedDuration::from_millis(100);
 
 /// A run's log.
 pub(crate) fn read(shared: Arc<Shared>, id: RunId, options: LogOptions) -> ResultStream<LogChunk> {
@@ -58,8 +61,7 @@ async fn open(
         container: Some(PROGRAM.into()),
         follow: options.follow,
         timestamps: true,
-        // Whole seconds: what comes before the place is passed over below.
-        since_time: since.as_ref().map(|place| place.at),
+        since_time: since.as_ref().map(Place::ask_from),
         ..LogParams::default()
     };
     let name = look.pod.metadata.name.as_deref().unwrap_or_default();
@@ -67,19 +69,8 @@ async fn open(
     let open = || cluster.pods.log_stream(name, &parameters);
     let log = cluster.read("reading a log", open).await;
     let log = log.map_err(Error::from)?;
-    let lines = Lines {
-        from: Box::pin(log),
-        buffer: BytesMut::new(),
-        ended: false,
-        place: None,
-        before: None,
-        since,
-        left: options.limit_bytes.unwrap_or(u64::MAX),
-    };
-    Ok(stream::try_unfold(lines, |mut lines| async move {
-        let chunk = Box::pin(lines.next()).await?;
-        Ok(chunk.map(|chunk| (chunk, lines)))
-    }))
+    let limit = options.limit_bytes.unwrap_or(u64::MAX);
+    Ok(Lines::new(Box::pin(log), since, limit).chunks())
 }
 
 /// A place in a log: in the line of this time, the how many of that time, behind so many bytes.
@@ -104,6 +95,15 @@ impl Place {
         parse().ok_or_else(|| Error::invalid("since", format!("{position} is no place in a log")))
     }
 
+    /// From when on to ask for lines: surely before this place, and in whole seconds.
+    ///
+    /// `kube` rounds to the next second, up or down, and so would leave out what was printed between
+    /// the place and the second (kube-core 5.0.0, `subresource.rs`). What comes
+    /// before the place is passed over by [`Lines::passed_over`].
+    fn ask_from(&self) -> Timestamp {
+        Timestamp::from_second(self.at.as_second() - 1).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
     fn position(&self) -> LogPosition {
         LogPosition::new(format!("{} {} {}", self.at, self.nth, self.bytes))
     }
@@ -117,11 +117,31 @@ struct Lines {
     place: Option<Place>,
     /// The line before: lines of one time are counted.
     before: Option<(Timestamp, u32)>,
+    /// The place behind which the log is wanted, as long as it has not been met.
     since: Option<Place>,
     left: u64,
 }
 
 impl Lines {
+    fn new(from: Pin<Box<dyn AsyncRead + Send>>, since: Option<Place>, limit: u64) -> Self {
+        Self {
+            from,
+            buffer: BytesMut::new(),
+            ended: false,
+            place: None,
+            before: None,
+            since,
+            left: limit,
+        }
+    }
+
+    fn chunks(self) -> impl futures_util::Stream<Item = Result<LogChunk>> + Send {
+        stream::try_unfold(self, |mut lines| async move {
+            let chunk = Box::pin(lines.next()).await?;
+            Ok(chunk.map(|chunk| (chunk, lines)))
+        })
+    }
+
     async fn next(&mut self) -> Result<Option<LogChunk>> {
         loop {
             if self.left == 0 {
@@ -149,18 +169,10 @@ impl Lines {
                 self.before = Some((now.at, now.nth));
                 self.place = None;
             }
-            if let Some(since) = &self.since {
-                let line = (now.at, now.nth);
-                if line < (since.at, since.nth) {
-                    continue;
-                }
-                if line == (since.at, since.nth) {
-                    let skipped = since.bytes.saturating_sub(before);
-                    bytes.advance(usize::try_from(skipped).unwrap_or(len).min(len));
-                }
-                if bytes.is_empty() {
-                    continue;
-                }
+            let skipped = self.passed_over(&now, before);
+            bytes.advance(usize::try_from(skipped).unwrap_or(len).min(len));
+            if bytes.is_empty() {
+                continue;
             }
             let room = usize::try_from(self.left).unwrap_or(usize::MAX);
             let position = if bytes.len() > room {
@@ -177,6 +189,30 @@ impl Lines {
             let chunk = LogChunk::new(LogStream::Merged, bytes, position.position());
             return Ok(Some(chunk));
         }
+    }
+
+    /// How many bytes of a piece are before the place from which on the log is wanted: a piece that
+    /// began behind `before` bytes of its line and is read up to `now`.
+    ///
+    /// The place is found again by the time of its line and not passed by order: the machine takes
+    /// the time of a line before it writes it, for each of a program's two streams by itself.
+    fn passed_over(&mut self, now: &Place, before: u64) -> u64 {
+        let Some(since) = &self.since else {
+            return 0;
+        };
+        if (now.at, now.nth) == (since.at, since.nth) {
+            let skipped = since.bytes.saturating_sub(before);
+            if self.place.is_none() || now.bytes > since.bytes {
+                self.since = None;
+            }
+            return skipped;
+        }
+        // The machine has thrown the file with that line away.
+        if now.at.duration_since(since.at) > DISORDER {
+            self.since = None;
+            return 0;
+        }
+        u64::MAX
     }
 
     /// Reads the time stamp of the next line; `None` at the end of the log.
@@ -234,4 +270,94 @@ impl Lines {
 fn not_understood() -> Error {
     let message = "a line of the log does not begin with its time";
     Error::new(ErrorKind::Protocol, message)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed test panics")]
+
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    fn place(text: &str) -> Place {
+        Place::parse(&LogPosition::new(text)).unwrap()
+    }
+
+    /// What is given of a log from a place on, as text with the position behind each chunk.
+    fn given(log: &str, since: Option<&str>, limit: u64) -> Vec<(String, String)> {
+        let lines = Lines::new(
+            Box::pin(futures_util::io::Cursor::new(log.as_bytes().to_vec())),
+            since.map(place),
+            limit,
+        );
+        let chunks = lines.chunks().map(|chunk| {
+            let chunk = chunk.unwrap();
+            let text = String::from_utf8(chunk.bytes.to_vec()).unwrap();
+            (text, chunk.position.as_str().to_owned())
+        });
+        futures_util::FutureExt::now_or_never(chunks.collect()).unwrap()
+    }
+
+    const LOG: &str = "2026-11-29T10:00:00.400000001Z one\n\
+                       2026-11-29T10:00:00.600000002Z two\n\
+                       2026-11-29T10:00:00.600000002Z three\n\
+                       2026-11-29T10:00:00.600000001Z four, of the other stream\n\
+                       2026-11-29T10:00:00.999999999Z five\n\
+                       2026-11-29T10:00:03Z six";
+
+    #[test]
+    fn from_each_place_follows_exactly_the_rest() {
+        for limit in [1, 2, 3, 5, 8, u64::MAX] {
+            // Read bit by bit, each time from where the time before ended.
+            let (mut got, mut since) = (String::new(), None::<String>);
+            loop {
+                let chunks = given(LOG, since.as_deref(), limit);
+                if chunks.is_empty() {
+                    break;
+                }
+                for (text, position) in chunks {
+                    got.push_str(&text);
+                    since = Some(position);
+                }
+            }
+            assert_eq!(got, "one\ntwo\nthree\nfour, of the other stream\nfive\nsix");
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_gone_is_passed_by_its_time() {
+        let since = Some("2026-11-29T10:00:01.5Z 0 4");
+        let rest = given(LOG, since, u64::MAX);
+        assert_eq!(
+            rest,
+            [("six".to_owned(), "2026-11-29T10:00:03Z 0 3".to_owned())]
+        );
+    }
+
+    #[test]
+    fn lines_are_asked_for_from_before_the_place() {
+        // `kube` rounds what it is given.
+        for at in [
+            "2026-11-29T10:00:00.400000001Z",
+            "2026-11-29T10:00:00.999999999Z",
+        ] {
+            let from = place(&format!("{at} 0 4")).ask_from();
+            assert_eq!(from.to_string(), "2026-11-29T09:59:59Z");
+        }
+    }
+
+    #[test]
+    fn what_is_no_place_is_refused() {
+        for text in [
+            "",
+            "1",
+            "2026-11-29T10:00:00Z 0",
+            "2026-11-29T10:00:00Z 0 0 0",
+            "x 0 0",
+        ] {
+            let error = Place::parse(&LogPosition::new(text)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidSpec, "{text}");
+        }
+    }
 }
