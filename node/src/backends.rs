@@ -83,10 +83,17 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
         .with_insecure_registries(own.insecure_registries.clone())
         .with_node_selector(own.node_selector.clone())
         .with_labels(own.labels.clone())
+        .with_annotations(own.annotations.clone())
         .with_runtime_class(own.runtime_class.clone())
         .with_priority_class(own.priority_class.clone())
         .with_cpu_request_milli(own.booked_cpu_milli)
         .with_credentials(credentials(config));
+    if let Some(value) = &own.tolerations {
+        cluster = cluster.with_tolerations(v6_runtime_kubernetes::tolerations(value)?);
+    }
+    if let Some(value) = &own.affinity {
+        cluster = cluster.with_affinity(Some(v6_runtime_kubernetes::affinity(value)?));
+    }
     if !own.gate {
         cluster = cluster.with_gate(Gate::Off);
     }
@@ -101,6 +108,28 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
         tracing::warn!("{notice}");
     }
     Ok(Arc::new(runtime))
+}
+
+/// Whether a cluster would understand these tolerations, where that can be told.
+pub(crate) fn judge_tolerations(value: &serde_json::Value) -> Result<()> {
+    #[cfg(feature = "kubernetes")]
+    return v6_runtime_kubernetes::tolerations(value).map(drop);
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = value;
+        Ok(())
+    }
+}
+
+/// Whether a cluster would understand this affinity, where that can be told.
+pub(crate) fn judge_affinity(value: &serde_json::Value) -> Result<()> {
+    #[cfg(feature = "kubernetes")]
+    return v6_runtime_kubernetes::affinity(value).map(drop);
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = value;
+        Ok(())
+    }
 }
 
 /// What a cluster's administrator applies for a node: [`v6_runtime_kubernetes::rbac`].

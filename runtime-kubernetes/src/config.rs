@@ -5,6 +5,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::{Affinity, Toleration};
 use v6_runtime::{ImageRef, Owner, RegistryCredentials};
 
 use crate::error::{Error, Result};
@@ -48,12 +49,18 @@ pub struct KubernetesConfig {
     pub image_pull_secrets: Vec<String>,
     /// Labels that a machine must have to be given runs.
     pub node_selector: BTreeMap<String, String>,
+    /// The taints of machines that pods tolerate, as the API has them: see [`tolerations`](crate::tolerations).
+    pub tolerations: Vec<Toleration>,
+    /// Which machines pods are to have, or would rather: see [`affinity`](crate::affinity).
+    pub affinity: Option<Affinity>,
     /// The class of container runtime, where it is not to be the cluster's default.
     pub runtime_class: Option<String>,
     /// The class by which the cluster tells which pods go first.
     pub priority_class: Option<String>,
     /// Further labels of every pod, for instance a queue's.
     pub labels: BTreeMap<String, String>,
+    /// Further annotations of every pod, for what the cluster adds to pods by them.
+    pub annotations: BTreeMap<String, String>,
     /// How a run is held back until its network is denied.
     pub gate: Gate,
     /// After how long a run that has ended is booked no more than its waiting outputs need; 30 s. It takes
@@ -116,9 +123,12 @@ impl KubernetesConfig {
             insecure_registries: Vec::new(),
             image_pull_secrets: Vec::new(),
             node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            affinity: None,
             runtime_class: None,
             priority_class: None,
             labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             gate: Gate::default(),
             keep_booked: Duration::from_secs(30),
             call_timeout: Duration::from_secs(30),
@@ -133,11 +143,11 @@ impl KubernetesConfig {
             let why = "uid and gid: runs are not root";
             return Err(Error::Config(why.into()));
         }
-        let ours = |label: &&String| label.starts_with("v6-runtime.");
-        if let Some(label) = self.labels.keys().find(ours) {
-            return Err(Error::Config(format!(
-                "labels: {label} is the runtime's own"
-            )));
+        let ours = |name: &&String| name.starts_with("v6-runtime.");
+        for (kind, set) in [("labels", &self.labels), ("annotations", &self.annotations)] {
+            if let Some(name) = set.keys().find(ours) {
+                return Err(Error::Config(format!("{kind}: {name} is the runtime's own")));
+            }
         }
         Ok(())
     }
@@ -174,9 +184,12 @@ setters! {
     with_insecure_registries insecure_registries: Vec<String>,
     with_image_pull_secrets image_pull_secrets: Vec<String>,
     with_node_selector node_selector: BTreeMap<String, String>,
+    with_tolerations tolerations: Vec<Toleration>,
+    with_affinity affinity: Option<Affinity>,
     with_runtime_class runtime_class: Option<String>,
     with_priority_class priority_class: Option<String>,
     with_labels labels: BTreeMap<String, String>,
+    with_annotations annotations: BTreeMap<String, String>,
     with_gate gate: Gate,
     with_keep_booked keep_booked: Duration,
     with_call_timeout call_timeout: Duration,
@@ -202,12 +215,9 @@ mod tests {
                 .validate()
                 .is_ok()
         );
-        assert!(
-            config()
-                .with_labels(labels("v6-runtime.owner"))
-                .validate()
-                .is_err()
-        );
+        let ours = labels("v6-runtime.owner");
+        assert!(config().with_labels(ours.clone()).validate().is_err());
+        assert!(config().with_annotations(ours).validate().is_err());
     }
 
     #[test]

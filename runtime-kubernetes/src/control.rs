@@ -38,6 +38,7 @@ pub(crate) async fn can_be_reached(shared: &Shared) -> Result<Observation> {
         metadata: ObjectMeta {
             name: Some(name.clone()),
             labels: Some(labels),
+            annotations: Some(config.annotations.clone()),
             ..ObjectMeta::default()
         },
         spec: Some(PodSpec {
@@ -46,6 +47,8 @@ pub(crate) async fn can_be_reached(shared: &Shared) -> Result<Observation> {
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             node_selector: Some(config.node_selector.clone()),
+            tolerations: Some(config.tolerations.clone()),
+            affinity: config.affinity.clone(),
             runtime_class_name: config.runtime_class.clone(),
             security_context: Some(pod_floor(config)),
             containers: vec![helper(config, CONTAINER, options.receive(), Vec::new())],

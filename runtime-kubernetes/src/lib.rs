@@ -48,6 +48,7 @@ mod isolate;
 mod lease;
 mod logs;
 mod look;
+mod placement;
 mod pod;
 #[cfg(test)]
 mod pod_tests;
@@ -68,5 +69,6 @@ mod watch;
 
 pub use config::{Gate, KubernetesConfig};
 pub use helper_image::helper_image;
+pub use placement::{affinity, tolerations};
 pub use rights::rbac;
 pub use runtime::KubernetesRuntime;

@@ -54,11 +54,13 @@ pub(crate) fn pod(parts: &Parts<'_>) -> Result<Pod> {
     } = parts;
     let mut labels = config.labels.clone();
     labels.extend(record.labels(owner));
+    let mut annotations = config.annotations.clone();
+    annotations.extend(record.annotations()?);
     Ok(Pod {
         metadata: ObjectMeta {
             name: Some(record::name(owner, &record.id)),
             labels: Some(labels),
-            annotations: Some(record.annotations()?),
+            annotations: Some(annotations),
             finalizers: Some(vec![record::FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
@@ -111,6 +113,8 @@ fn pod_spec(parts: &Parts<'_>) -> PodSpec {
         }]),
         image_pull_secrets: Some(pull),
         node_selector: Some(config.node_selector.clone()),
+        tolerations: Some(config.tolerations.clone()),
+        affinity: config.affinity.clone(),
         runtime_class_name: config.runtime_class.clone(),
         priority_class_name: config.priority_class.clone(),
         security_context: Some(PodSecurityContext {

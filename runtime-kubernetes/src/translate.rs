@@ -91,11 +91,19 @@ fn stop_cause(marks: &Marks) -> StopCause {
     }
 }
 
-/// A machine that is gone leaves its containers as they were last seen.
+/// A machine that is gone leaves its containers as they were last seen. One that is there ends them
+/// before it says that their pod has ended: this was said by others, who have given the machine up.
 fn has_gone(pod: &Pod) -> Option<Outcome> {
-    let (reason, message) = disruption(pod)?;
-    (reason == "DeletionByPodGC" && phase_word(pod) == "Failed")
-        .then(|| Outcome::NodeLost(message.to_owned()))
+    if !has_ended(pod) {
+        return None;
+    }
+    let words = disruption(pod).map(|(_, message)| message.to_owned());
+    let words = words.filter(|words| !words.is_empty());
+    let given_up = || {
+        let machine = node(pod).unwrap_or_default();
+        format!("the cluster has given up the machine {machine}")
+    };
+    Some(Outcome::NodeLost(words.unwrap_or_else(given_up)))
 }
 
 fn pending(pod: &Pod) -> Pending {

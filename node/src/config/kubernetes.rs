@@ -9,6 +9,7 @@ use super::database::absolute;
 use super::reader::{Context, Fault, Field, Section, fault};
 use super::runtime::choice;
 use super::types::Kubernetes;
+use crate::backends;
 
 pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
     let word = |key| section.read(key, |field| field.text());
@@ -26,7 +27,12 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
         image_pull_secrets: words("image_pull_secrets"),
         insecure_registries: words("insecure_registries"),
         node_selector: pairs(&section.section("node_selector")),
+        tolerations: section.read("tolerations", |field| {
+            judged(field, backends::judge_tolerations)
+        }),
+        affinity: section.read("affinity", |field| judged(field, backends::judge_affinity)),
         labels: pairs(&section.section("labels")),
+        annotations: pairs(&section.section("annotations")),
         runtime_class: word("runtime_class"),
         priority_class: word("priority_class"),
         booked_cpu_milli: section
@@ -48,6 +54,21 @@ fn helper_image(name: &str) -> Result<ImageRef, Fault> {
              registry.example.org/v6-helper:1",
         )
     })
+}
+
+/// What the cluster's API has a type for, if it fits.
+fn judged(
+    field: &Field<'_>,
+    judge: impl FnOnce(&serde_json::Value) -> v6_runtime::Result<()>,
+) -> Result<serde_json::Value, Fault> {
+    let value = field.json();
+    match judge(&value) {
+        Ok(()) => Ok(value),
+        Err(error) => fault(
+            error.message().to_owned(),
+            "write it as in the `spec` of a Pod (kubectl explain pod.spec)",
+        ),
+    }
 }
 
 /// Names and values that the cluster judges.

@@ -232,6 +232,14 @@ runtime:
     booked_cpus: 100m
     node_selector: {zone: a}
     labels: {kueue.x-k8s.io/queue-name: research}
+    annotations: {sidecar.istio.io/inject: "false"}
+    tolerations:
+      - {key: dedicated, value: research, effect: NoSchedule}
+      - {key: slow, operator: Exists, effect: NoExecute, tolerationSeconds: 30}
+    affinity:
+      nodeAffinity:
+        requiredDuringSchedulingIgnoredDuringExecution:
+          nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: In, values: [a, "1"]}]}]
     image_pull_secrets: [login]
     start_timeout: 30m
 "#;
@@ -246,6 +254,11 @@ runtime:
     assert_eq!(cluster.booked_cpu_milli.unwrap().get(), 100);
     assert_eq!(cluster.node_selector["zone"], "a");
     assert_eq!(cluster.labels["kueue.x-k8s.io/queue-name"], "research");
+    assert_eq!(cluster.annotations["sidecar.istio.io/inject"], "false");
+    let tolerations = cluster.tolerations.unwrap();
+    assert_eq!(tolerations[1]["tolerationSeconds"], 30);
+    let affinity = cluster.affinity.unwrap().to_string();
+    assert!(affinity.contains(r#""values":["a","1"]"#), "{affinity}");
     assert_eq!(cluster.image_pull_secrets, ["login"]);
     assert_eq!(cluster.start_timeout, Some(Duration::from_secs(1800)));
     assert!(cluster.gate);
@@ -257,10 +270,19 @@ runtime:
         .replace("/v6-helper:1", "/V6 Helper")
         .replace("100m", "few")
         .replace("namespace:", "namspace:")
-        .replace("zone: a", "zone: [a]");
+        .replace("zone: a", "zone: [a]")
+        .replace("value: research", "valeu: research")
+        .replace("key: zone, operator", "key: 7, operator");
     let text = format!("{text}    gate: open\n");
     let shown = problems(&text, &flat_environment());
-    for wrong in ["V6 Helper", "few", "namspace", "node_selector.zone", "open"] {
+    let wrong = ["V6 Helper", "few", "namspace", "node_selector.zone", "open"];
+    // What is the API's, only what has its types can judge.
+    let judged: &[&str] = if cfg!(feature = "kubernetes") {
+        &["[0].valeu", "kubernetes.affinity"]
+    } else {
+        &[]
+    };
+    for wrong in wrong.iter().chain(judged) {
         assert!(shown.contains(wrong), "{wrong}: {shown}");
     }
 }

@@ -331,8 +331,14 @@ pub struct Kubernetes {
     pub insecure_registries: Vec<String>,
     /// Labels of the machines that get runs.
     pub node_selector: BTreeMap<String, String>,
+    /// The taints that pods tolerate, as the cluster's API has them.
+    pub tolerations: Option<serde_json::Value>,
+    /// Which machines pods are to have, as the API has it.
+    pub affinity: Option<serde_json::Value>,
     /// Further labels of each pod.
     pub labels: BTreeMap<String, String>,
+    /// Further annotations of each pod.
+    pub annotations: BTreeMap<String, String>,
     /// The class of container runtime.
     pub runtime_class: Option<String>,
     /// The class by which pods go first.
