@@ -146,7 +146,9 @@ impl KubernetesConfig {
         let ours = |name: &&String| name.starts_with("v6-runtime.");
         for (kind, set) in [("labels", &self.labels), ("annotations", &self.annotations)] {
             if let Some(name) = set.keys().find(ours) {
-                return Err(Error::Config(format!("{kind}: {name} is the runtime's own")));
+                return Err(Error::Config(format!(
+                    "{kind}: {name} is the runtime's own"
+                )));
             }
         }
         Ok(())

@@ -96,11 +96,12 @@ mod tests {
         let read = read.expect("tolerations");
         assert_eq!(read[0].value.as_deref(), Some("research"));
         assert_eq!(read[1].toleration_seconds, Some(30));
-        let read = affinity(&json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
-            {"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]}}}));
+        let read = affinity(
+            &json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+            {"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]}}}),
+        );
         let terms = read.expect("an affinity").node_affinity;
-        let terms =
-            terms.and_then(|it| it.required_during_scheduling_ignored_during_execution);
+        let terms = terms.and_then(|it| it.required_during_scheduling_ignored_during_execution);
         assert_eq!(terms.map(|it| it.node_selector_terms.len()), Some(1));
     }
 

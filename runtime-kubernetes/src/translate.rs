@@ -32,6 +32,10 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
     if let Some(failure) = &marks.failed {
         return RunPhase::Finished(Outcome::FailedToStart(failure.clone()));
     }
+    // A machine that was only away may say what became of it later.
+    if let Some(words) = &marks.lost {
+        return RunPhase::Finished(Outcome::NodeLost(words.clone()));
+    }
     if let Some(ended) = terminated(pod, PROGRAM) {
         return RunPhase::Finished(outcome(seen, ended));
     }

@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 use common::{Bench, bytes, id, in_time, keep, until_running};
 use kube::api::{DeleteParams, EvictParams};
 use v6_runtime::{
-    CancelOptions, ImageRef, Mount, MountSource, Outcome, PullPolicy, Resources, RunSpec, Runtime, RuntimeExt, StartFailureCause as Cause,
+    CancelOptions, ImageRef, Mount, MountSource, Outcome, PullPolicy, Resources, RunSpec, Runtime,
+    RuntimeExt, StartFailureCause as Cause,
 };
 use v6_runtime_kubernetes::KubernetesRuntime;
 

@@ -281,7 +281,9 @@ fn json(node: &Node) -> serde_json::Value {
         Value::Sequence(items) => items.iter().map(json).collect(),
         Value::Mapping(entries) => {
             let entries = entries.iter();
-            entries.map(|(key, node)| (key.name.clone(), json(node))).collect()
+            entries
+                .map(|(key, node)| (key.name.clone(), json(node)))
+                .collect()
         }
     }
 }

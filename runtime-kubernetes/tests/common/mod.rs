@@ -10,8 +10,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use v6_runtime::{
-    CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId, RunPhase,
-    RunSpec, Runtime,
+    CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId,
+    RunPhase, RunSpec, Runtime,
 };
 use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime};
 

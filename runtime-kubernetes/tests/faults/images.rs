@@ -21,7 +21,11 @@ async fn a_machine_that_backs_off_from_a_registry_tries_again() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = gone.local_addr().unwrap();
     drop(gone);
-    let moved = spec.image.reference.to_string().replace(&at, &address.to_string());
+    let moved = spec
+        .image
+        .reference
+        .to_string()
+        .replace(&at, &address.to_string());
     spec.image.reference = ImageRef::parse(&moved).unwrap();
     cluster.run(&id("backs-off"), &spec).await.unwrap();
     let api = pods(&bench).await;
@@ -30,7 +34,9 @@ async fn a_machine_that_backs_off_from_a_registry_tries_again() {
             let pod = api.get(&bench.pod("backs-off")).await.unwrap();
             let all = pod.status.and_then(|status| status.container_statuses);
             let waiting = all.into_iter().flatten().find_map(|it| it.state?.waiting);
-            if let Some(waiting) = waiting.filter(|it| it.reason.as_deref() == Some("ImagePullBackOff")) {
+            if let Some(waiting) =
+                waiting.filter(|it| it.reason.as_deref() == Some("ImagePullBackOff"))
+            {
                 break waiting.message.unwrap_or_default();
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -53,7 +59,9 @@ async fn a_machine_that_backs_off_from_a_registry_tries_again() {
             });
         }
     });
-    let status = in_time(LIMIT, cluster.wait(&id("backs-off"))).await.unwrap();
+    let status = in_time(LIMIT, cluster.wait(&id("backs-off")))
+        .await
+        .unwrap();
     assert_eq!(status.outcome(), Some(&Outcome::Exited(7)));
     serving.abort();
     common::remove(&cluster, &id("backs-off")).await;

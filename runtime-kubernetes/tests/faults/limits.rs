@@ -182,7 +182,10 @@ async fn what_no_machine_has_is_told_in_the_schedulers_words() {
     };
     assert_eq!(failure.cause, Cause::Unschedulable);
     let said = &failure.message;
-    assert!(said.contains("node(s) didn't match Pod's node affinity/selector"), "{said}");
+    assert!(
+        said.contains("node(s) didn't match Pod's node affinity/selector"),
+        "{said}"
+    );
     common::remove(&cluster, &id("nowhere")).await;
 
     // One that is cancelled while it waits never ran.

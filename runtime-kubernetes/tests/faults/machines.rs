@@ -159,12 +159,14 @@ async fn a_machine_that_is_drained_or_full_loses_what_is_there() {
     assert_eq!(archive.entries().unwrap().count(), 2);
 
     // As `kubectl drain` does it.
-    machine.change(json!({"spec": {"unschedulable": true}})).await;
+    machine
+        .change(json!({"spec": {"unschedulable": true}}))
+        .await;
     for name in ["drained", "drained-waiting"] {
         let params = EvictParams::default();
         api.evict(&bench.pod(name), &params).await.unwrap();
     }
-    cluster.run(&id("full"), &sleeping).await.unwrap();
+    cluster.run(&id("disk-full"), &sleeping).await.unwrap();
     let ended = outcome(&cluster, "drained").await;
     assert!(evicted(&ended, "evict"), "{ended:?}");
     keep(&bench, &id("drained")).await;
@@ -191,17 +193,19 @@ async fn a_machine_that_is_drained_or_full_loses_what_is_there() {
     keep(&bench, &of).await;
 
     assert_eq!(
-        phase(&cluster, "full").await,
+        phase(&cluster, "disk-full").await,
         RunPhase::Pending(Pending::Queued)
     );
-    machine.change(json!({"spec": {"unschedulable": null}})).await;
-    until_running(&cluster, &id("full")).await;
+    machine
+        .change(json!({"spec": {"unschedulable": null}}))
+        .await;
+    until_running(&cluster, &id("disk-full")).await;
     services("machine", &[machine.name, "--full"]).await;
-    let ended = outcome(&cluster, "full").await;
+    let ended = outcome(&cluster, "disk-full").await;
     assert!(evicted(&ended, "low on resource"), "{ended:?}");
-    keep(&bench, &id("full")).await;
+    keep(&bench, &id("disk-full")).await;
 
-    for name in ["drained", "drained-waiting", "full"] {
+    for name in ["drained", "drained-waiting", "disk-full"] {
         common::remove(&cluster, &id(name)).await;
     }
     machine.remove().await;
@@ -257,8 +261,14 @@ async fn a_machine_that_is_lost_takes_its_runs_along_once_that_is_sure() {
         outcome(&impatient, "machine-lost"),
         outcome(&patient, "lost-and-forced"),
     );
-    assert!(matches!(&lost, Outcome::NodeLost(said) if !said.is_empty()), "{lost:?}");
-    assert!(matches!(&forced, Outcome::NodeLost(said) if said.contains(&machine.node)), "{forced:?}");
+    assert!(
+        matches!(&lost, Outcome::NodeLost(said) if !said.is_empty()),
+        "{lost:?}"
+    );
+    assert!(
+        matches!(&forced, Outcome::NodeLost(said) if said.contains(&machine.node)),
+        "{forced:?}"
+    );
     keep(&bench, &id("machine-lost")).await;
     keep(&other, &id("lost-and-forced")).await;
     // Although no machine lets go of it.
@@ -271,8 +281,9 @@ async fn a_machine_that_is_lost_takes_its_runs_along_once_that_is_sure() {
     assert_eq!(outcome(&patient, "back").await, Outcome::Exited(0));
     let log = patient.logs_bytes(&id("back"), 1000).await.unwrap();
     assert_eq!(log, "done\n");
-    let left = patient.collect_bytes(&id("back"), &output("result"), 1000);
-    assert_eq!(left.await.unwrap(), "left");
+    let (of, result) = (id("back"), output("result"));
+    let left = patient.collect_bytes(&of, &result, 1000).await;
+    assert_eq!(left.unwrap(), "left");
     assert_eq!(outcome(&patient, "lost-and-forced").await, forced);
     for name in ["lost-and-forced", "back"] {
         common::remove(&patient, &id(name)).await;

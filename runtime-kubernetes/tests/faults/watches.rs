@@ -133,7 +133,9 @@ async fn a_version_that_the_cluster_has_forgotten_is_no_loss() {
     drop(ending);
     in_time(LIMIT, held.until_fired(1)).await;
     let seen = way.proxy.log(&watches()).pop().unwrap().query.unwrap();
-    let version = seen.split('&').find_map(|it| it.strip_prefix("resourceVersion="));
+    let version = seen
+        .split('&')
+        .find_map(|it| it.strip_prefix("resourceVersion="));
     let version = version.unwrap().to_owned();
     let api = common::pods(&bench).await;
     in_time(LIMIT, async {
