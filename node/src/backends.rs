@@ -75,16 +75,21 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
             why,
         ));
     };
+    let by_step = own.steps.iter().map(|(action, own)| {
+        let annotation = (crate::runs::STEP.to_owned(), action.as_str().to_owned());
+        Ok((annotation, placement(own)?))
+    });
+    let by_image = own.images.iter();
+    let by_image = by_image.map(|(image, own)| Ok((image.clone(), placement(own)?)));
     let mut cluster = KubernetesConfig::new(config.runtime.owner.clone(), helper)
         .with_kubeconfig(own.kubeconfig.clone())
         .with_context(own.context.clone())
         .with_namespace(own.namespace.clone())
         .with_image_pull_secrets(own.image_pull_secrets.clone())
         .with_insecure_registries(own.insecure_registries.clone())
-        .with_node_selector(own.node_selector.clone())
-        .with_labels(own.labels.clone())
-        .with_runtime_class(own.runtime_class.clone())
-        .with_priority_class(own.priority_class.clone())
+        .with_placement(placement(&own.placement)?)
+        .with_placement_by_annotation(by_step.collect::<Result<_>>()?)
+        .with_placement_by_image(by_image.collect::<Result<_>>()?)
         .with_cpu_request_milli(own.booked_cpu_milli)
         .with_credentials(credentials(config));
     cluster = cluster.with_gpu_resource(own.gpu.clone());
@@ -105,6 +110,44 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
         tracing::warn!("{notice}");
     }
     Ok(Arc::new(runtime))
+}
+
+#[cfg(feature = "kubernetes")]
+fn placement(own: &crate::config::Placement) -> Result<v6_runtime_kubernetes::Placement> {
+    let tolerations = own.tolerations.as_ref();
+    let tolerations = tolerations.map_or(Ok(Vec::new()), v6_runtime_kubernetes::tolerations)?;
+    let affinity = own.affinity.as_ref();
+    let affinity = affinity.map(v6_runtime_kubernetes::affinity).transpose()?;
+    Ok(v6_runtime_kubernetes::Placement::default()
+        .with_node_selector(own.node_selector.clone())
+        .with_tolerations(tolerations)
+        .with_affinity(affinity)
+        .with_labels(own.labels.clone())
+        .with_annotations(own.annotations.clone())
+        .with_runtime_class(own.runtime_class.clone())
+        .with_priority_class(own.priority_class.clone()))
+}
+
+/// Whether a cluster would understand these tolerations, where that can be told.
+pub(crate) fn judge_tolerations(value: &serde_json::Value) -> Result<()> {
+    #[cfg(feature = "kubernetes")]
+    return v6_runtime_kubernetes::tolerations(value).map(drop);
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = value;
+        Ok(())
+    }
+}
+
+/// Whether a cluster would understand this affinity, where that can be told.
+pub(crate) fn judge_affinity(value: &serde_json::Value) -> Result<()> {
+    #[cfg(feature = "kubernetes")]
+    return v6_runtime_kubernetes::affinity(value).map(drop);
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = value;
+        Ok(())
+    }
 }
 
 /// What a cluster's administrator applies for a node: [`v6_runtime_kubernetes::rbac`].

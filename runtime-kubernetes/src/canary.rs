@@ -212,12 +212,14 @@ fn body(
     options: &PodOptions,
 ) -> Pod {
     let config = &shared.config;
-    let mut all = config.labels.clone();
+    let placement = config.placement.clone();
+    let mut all = placement.labels;
     all.extend(labels);
     Pod {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             labels: Some(all),
+            annotations: Some(placement.annotations),
             ..ObjectMeta::default()
         },
         spec: Some(PodSpec {
@@ -225,9 +227,11 @@ fn body(
             active_deadline_seconds: Some(i64::try_from(LIMIT.as_secs()).unwrap_or(i64::MAX)),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            node_selector: Some(config.node_selector.clone()),
-            runtime_class_name: config.runtime_class.clone(),
-            priority_class_name: config.priority_class.clone(),
+            node_selector: Some(placement.node_selector),
+            tolerations: Some(placement.tolerations),
+            affinity: placement.affinity,
+            runtime_class_name: placement.runtime_class,
+            priority_class_name: placement.priority_class,
             security_context: Some(pod_floor(config)),
             containers: vec![helper(config, CONTAINER, options.receive(), Vec::new())],
             ..PodSpec::default()

@@ -5,9 +5,10 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use v6_runtime::{ImageRef, Owner, RegistryCredentials};
+use v6_runtime::{Annotations, ImageRef, Owner, RegistryCredentials};
 
 use crate::error::{Error, Result};
+use crate::placement::Placement;
 
 /// The user and group id inside containers.
 pub(crate) const ORDINARY_ID: u32 = 65_532;
@@ -46,14 +47,12 @@ pub struct KubernetesConfig {
     pub insecure_registries: Vec<String>,
     /// Names of Secrets of the namespace by which the cluster fetches images.
     pub image_pull_secrets: Vec<String>,
-    /// Labels that a machine must have to be given runs.
-    pub node_selector: BTreeMap<String, String>,
-    /// The class of container runtime, where it is not to be the cluster's default.
-    pub runtime_class: Option<String>,
-    /// The class by which the cluster tells which pods go first.
-    pub priority_class: Option<String>,
-    /// Further labels of every pod, for instance a queue's.
-    pub labels: BTreeMap<String, String>,
+    /// Where pods go, and how the cluster treats them.
+    pub placement: Placement,
+    /// What holds instead and in addition for runs with one of these annotations of the contract, by name and value.
+    pub placement_by_annotation: BTreeMap<(String, String), Placement>,
+    /// What holds instead and in addition to both for these images, by the name that was asked for.
+    pub placement_by_image: BTreeMap<ImageRef, Placement>,
     /// Under which name the cluster's machines give accelerators, such as `nvidia.com/gpu`; `None` is
     /// that there are none.
     pub gpu_resource: Option<String>,
@@ -121,10 +120,9 @@ impl KubernetesConfig {
             credentials: Vec::new(),
             insecure_registries: Vec::new(),
             image_pull_secrets: Vec::new(),
-            node_selector: BTreeMap::new(),
-            runtime_class: None,
-            priority_class: None,
-            labels: BTreeMap::new(),
+            placement: Placement::default(),
+            placement_by_annotation: BTreeMap::new(),
+            placement_by_image: BTreeMap::new(),
             gpu_resource: None,
             gate: Gate::default(),
             canary_every: Some(Duration::from_secs(24 * 3600)),
@@ -151,13 +149,23 @@ impl KubernetesConfig {
                 return Err(Error::Config(why));
             }
         }
-        let ours = |label: &&String| label.starts_with("v6-runtime.");
-        if let Some(label) = self.labels.keys().find(ours) {
-            return Err(Error::Config(format!(
-                "labels: {label} is the runtime's own"
-            )));
-        }
+        [&self.placement]
+            .into_iter()
+            .chain(self.placement_by_annotation.values())
+            .chain(self.placement_by_image.values())
+            .try_for_each(Placement::validate)?;
         Ok(())
+    }
+
+    /// What holds for a run of this image with these annotations.
+    pub(crate) fn placement_of(&self, image: &ImageRef, annotations: &Annotations) -> Placement {
+        let annotated = self.placement_by_annotation.iter();
+        let annotated = annotated
+            .filter(|((name, value), _)| annotations.get(name) == Some(value))
+            .map(|(_, own)| own);
+        annotated
+            .chain(self.placement_by_image.get(image))
+            .fold(self.placement.clone(), |below, own| own.over(below))
     }
 }
 
@@ -165,22 +173,7 @@ fn bytes(n: u64) -> NonZeroU64 {
     NonZeroU64::new(n).unwrap_or(NonZeroU64::MIN)
 }
 
-macro_rules! setters {
-    ($($set:ident $field:ident: $type:ty,)*) => {
-        impl KubernetesConfig {
-            $(
-                #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
-                #[must_use]
-                pub fn $set(mut self, $field: $type) -> Self {
-                    self.$field = $field;
-                    self
-                }
-            )*
-        }
-    };
-}
-
-setters! {
+setters! { KubernetesConfig:
     with_kubeconfig kubeconfig: Option<PathBuf>,
     with_context context: Option<String>,
     with_namespace namespace: Option<String>,
@@ -191,10 +184,9 @@ setters! {
     with_credentials credentials: Vec<RegistryCredentials>,
     with_insecure_registries insecure_registries: Vec<String>,
     with_image_pull_secrets image_pull_secrets: Vec<String>,
-    with_node_selector node_selector: BTreeMap<String, String>,
-    with_runtime_class runtime_class: Option<String>,
-    with_priority_class priority_class: Option<String>,
-    with_labels labels: BTreeMap<String, String>,
+    with_placement placement: Placement,
+    with_placement_by_annotation placement_by_annotation: BTreeMap<(String, String), Placement>,
+    with_placement_by_image placement_by_image: BTreeMap<ImageRef, Placement>,
     with_gpu_resource gpu_resource: Option<String>,
     with_gate gate: Gate,
     with_canary_every canary_every: Option<Duration>,
@@ -214,20 +206,48 @@ mod tests {
     }
 
     #[test]
-    fn labels_of_our_own_are_refused() {
-        let labels = |label: &str| BTreeMap::from([(label.to_owned(), String::new())]);
-        assert!(
+    fn what_is_the_runtimes_own_cannot_be_set() {
+        let set = |name: &str| BTreeMap::from([(name.to_owned(), String::new())]);
+        let is_taken = |placement| {
+            let image = ImageRef::parse("localhost/large").expect("a name");
+            let by_image = BTreeMap::from([(image, placement)]);
             config()
-                .with_labels(labels("kueue.x-k8s.io/queue-name"))
+                .with_placement_by_image(by_image)
                 .validate()
                 .is_ok()
-        );
-        assert!(
-            config()
-                .with_labels(labels("v6-runtime.owner"))
-                .validate()
-                .is_err()
-        );
+        };
+        let queue = Placement::default().with_labels(set("kueue.x-k8s.io/queue-name"));
+        assert!(is_taken(queue));
+        let ours = set("v6-runtime.owner");
+        assert!(!is_taken(Placement::default().with_labels(ours.clone())));
+        assert!(!is_taken(Placement::default().with_annotations(ours)));
+    }
+
+    #[test]
+    fn an_image_says_more_than_an_annotation_and_that_more_than_the_rest() {
+        let set = |value: &str| BTreeMap::from([("zone".to_owned(), value.to_owned())]);
+        let zone = |value| Placement::default().with_node_selector(set(value));
+        let image = ImageRef::parse("localhost/large").expect("a name");
+        let config = config()
+            .with_placement(zone("a").with_priority_class(Some("low".into())))
+            .with_placement_by_annotation(BTreeMap::from([(
+                ("step".into(), "central".into()),
+                zone("b").with_labels(set("queue")),
+            )]))
+            .with_placement_by_image(BTreeMap::from([(image.clone(), zone("c"))]));
+        let other = ImageRef::parse("localhost/other").expect("a name");
+        let central = [("step", "central")].into_iter().collect::<Annotations>();
+        let of = |image: &ImageRef, notes: &Annotations| {
+            let placement = config.placement_of(image, notes);
+            assert_eq!(placement.priority_class.as_deref(), Some("low"));
+            (
+                placement.node_selector["zone"].clone(),
+                placement.labels.len(),
+            )
+        };
+        assert_eq!(of(&other, &Annotations::default()), ("a".to_owned(), 0));
+        assert_eq!(of(&other, &central), ("b".to_owned(), 1));
+        assert_eq!(of(&image, &central), ("c".to_owned(), 1));
     }
 
     #[test]

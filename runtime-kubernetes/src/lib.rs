@@ -33,6 +33,22 @@
 //! All objects carry labels `v6-runtime.*`; what lacks them is not touched. The names of objects,
 //! labels and annotations are not an interface.
 
+/// Setters of public fields, by value.
+macro_rules! setters {
+    ($of:ident: $($set:ident $field:ident: $type:ty,)*) => {
+        impl $of {
+            $(
+                #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+                #[must_use]
+                pub fn $set(mut self, $field: $type) -> Self {
+                    self.$field = $field;
+                    self
+                }
+            )*
+        }
+    };
+}
+
 mod api;
 mod canary;
 mod cleanup;
@@ -48,6 +64,7 @@ mod isolate;
 mod lease;
 mod logs;
 mod look;
+mod placement;
 mod pod;
 #[cfg(test)]
 mod pod_tests;
@@ -68,5 +85,6 @@ mod watch;
 
 pub use config::{Gate, KubernetesConfig};
 pub use helper_image::helper_image;
+pub use placement::{Placement, affinity, tolerations};
 pub use rights::rbac;
 pub use runtime::KubernetesRuntime;

@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::io::AsyncRead;
@@ -29,6 +30,10 @@ const STAMP: usize = 64;
 /// By how much the times of two lines may be out of order at most, where they are of two streams.
 const DISORDER: SignedDuration = SignedDuration::from_millis(100);
 
+/// Between two readings of a log that is followed, at first and at most.
+const PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 /// A run's log.
 pub(crate) fn read(shared: Arc<Shared>, id: RunId, options: LogOptions) -> ResultStream<LogChunk> {
     let opening = async move {
@@ -43,23 +48,83 @@ pub(crate) fn read(shared: Arc<Shared>, id: RunId, options: LogOptions) -> Resul
             let message = "the run has not started";
             return Err(told(Error::new(ErrorKind::NotReady, message)));
         }
-        let chunks = open(&shared, &look, options).await.map_err(told)?;
+        let log = Log::open(shared, look, options).await.map_err(told)?;
         let id = id.clone();
-        let chunks = chunks.map_err(move |error| error.with_operation("logs").with_run(&id));
+        let chunks = stream::try_unfold(log, |mut log| async move {
+            let chunk = Box::pin(log.next()).await?;
+            Ok(chunk.map(|chunk| (chunk, log)))
+        });
+        let chunks = chunks.map_err(move |error: Error| error.with_operation("logs").with_run(&id));
         Ok(Box::pin(chunks) as ResultStream<LogChunk>)
     };
     Box::pin(stream::once(opening).try_flatten())
 }
 
-async fn open(
+/// A log that is being read, in one reading or in several.
+///
+/// The cluster ends a reading that follows also when the machine's kubelet or the API server is restarted, and in the
+/// same way as when the program has ended. So it is read on until a reading that began after the end has come to its own.
+struct Log {
+    shared: Arc<Shared>,
+    look: Look,
+    follow: bool,
+    lines: Lines,
+    pause: Duration,
+}
+
+impl Log {
+    async fn open(shared: Arc<Shared>, look: Look, options: LogOptions) -> Result<Self> {
+        let since = options.since.as_ref().map(Place::parse).transpose()?;
+        let left = options.limit_bytes.unwrap_or(u64::MAX);
+        let lines = reading(&shared, &look, options.follow, since, left).await?;
+        Ok(Self {
+            shared,
+            look,
+            follow: options.follow,
+            lines,
+            pause: PAUSE,
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<LogChunk>> {
+        loop {
+            if let Some(chunk) = self.lines.next().await? {
+                self.pause = PAUSE;
+                return Ok(Some(chunk));
+            }
+            let is_whole = !self.follow || self.look.status.phase.is_finished();
+            if is_whole || self.lines.left == 0 {
+                return Ok(None);
+            }
+            tokio::time::sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            let Some(look) = self.shared.look(&self.look.record.id).await? else {
+                // Removed with its log.
+                return Ok(None);
+            };
+            self.look = look;
+            let (since, left) = (self.lines.reached.clone(), self.lines.left);
+            match reading(&self.shared, &self.look, true, since, left).await {
+                Ok(lines) => self.lines = lines,
+                Err(error) => {
+                    let left = self.shared.look(&self.look.record.id).await?;
+                    return left.map_or(Ok(None), |_| Err(error));
+                }
+            }
+        }
+    }
+}
+
+async fn reading(
     shared: &Shared,
     look: &Look,
-    options: LogOptions,
-) -> Result<impl futures_util::Stream<Item = Result<LogChunk>> + Send + use<>> {
-    let since = options.since.as_ref().map(Place::parse).transpose()?;
+    follow: bool,
+    since: Option<Place>,
+    left: u64,
+) -> Result<Lines> {
     let parameters = LogParams {
         container: Some(PROGRAM.into()),
-        follow: options.follow,
+        follow,
         timestamps: true,
         since_time: since.as_ref().map(Place::ask_from),
         ..LogParams::default()
@@ -69,8 +134,7 @@ async fn open(
     let open = || cluster.pods.log_stream(name, &parameters);
     let log = cluster.read("reading a log", open).await;
     let log = log.map_err(Error::from)?;
-    let limit = options.limit_bytes.unwrap_or(u64::MAX);
-    Ok(Lines::new(Box::pin(log), since, limit).chunks())
+    Ok(Lines::new(Box::pin(log), since, left))
 }
 
 /// A place in a log: in the line of this time, the how many of that time, behind so many bytes.
@@ -119,6 +183,8 @@ struct Lines {
     before: Option<(Timestamp, u32)>,
     /// The place behind which the log is wanted, as long as it has not been met.
     since: Option<Place>,
+    /// The place behind all that was given.
+    reached: Option<Place>,
     left: u64,
 }
 
@@ -130,16 +196,10 @@ impl Lines {
             ended: false,
             place: None,
             before: None,
+            reached: since.clone(),
             since,
             left: limit,
         }
-    }
-
-    fn chunks(self) -> impl futures_util::Stream<Item = Result<LogChunk>> + Send {
-        stream::try_unfold(self, |mut lines| async move {
-            let chunk = Box::pin(lines.next()).await?;
-            Ok(chunk.map(|chunk| (chunk, lines)))
-        })
     }
 
     async fn next(&mut self) -> Result<Option<LogChunk>> {
@@ -187,6 +247,7 @@ impl Lines {
             };
             self.left -= bytes.len() as u64;
             let chunk = LogChunk::new(LogStream::Merged, bytes, position.position());
+            self.reached = Some(position);
             return Ok(Some(chunk));
         }
     }
@@ -276,7 +337,7 @@ fn not_understood() -> Error {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
-    use futures_util::StreamExt;
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -286,17 +347,15 @@ mod tests {
 
     /// What is given of a log from a place on, as text with the position behind each chunk.
     fn given(log: &str, since: Option<&str>, limit: u64) -> Vec<(String, String)> {
-        let lines = Lines::new(
-            Box::pin(futures_util::io::Cursor::new(log.as_bytes().to_vec())),
-            since.map(place),
-            limit,
-        );
-        let chunks = lines.chunks().map(|chunk| {
-            let chunk = chunk.unwrap();
+        let log = Box::pin(futures_util::io::Cursor::new(log.as_bytes().to_vec()));
+        let mut lines = Lines::new(log, since.map(place), limit);
+        let mut chunks = Vec::new();
+        while let Some(chunk) = lines.next().now_or_never().unwrap().unwrap() {
             let text = String::from_utf8(chunk.bytes.to_vec()).unwrap();
-            (text, chunk.position.as_str().to_owned())
-        });
-        futures_util::FutureExt::now_or_never(chunks.collect()).unwrap()
+            assert_eq!(lines.reached.as_ref().unwrap().position(), chunk.position);
+            chunks.push((text, chunk.position.as_str().to_owned()));
+        }
+        chunks
     }
 
     const LOG: &str = "2026-11-29T10:00:00.400000001Z one\n\

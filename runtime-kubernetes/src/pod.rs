@@ -17,6 +17,7 @@ use v6_runtime::{EnvValue, Gpu, ImageIdentity, MountSource, OutputKind, Owner, R
 use crate::config::{Gate, KubernetesConfig};
 use crate::contents::{Contents, env_key};
 use crate::error::Result;
+use crate::placement::Placement;
 use crate::record::{self, Record};
 use crate::volumes::{mount, place, program_mounts, volumes};
 
@@ -49,25 +50,29 @@ pub(crate) fn pod(parts: &Parts<'_>) -> Result<Pod> {
     let Parts {
         owner,
         record,
+        spec,
         config,
         ..
     } = parts;
-    let mut labels = config.labels.clone();
+    let placement = config.placement_of(&spec.image.reference, &spec.annotations);
+    let mut labels = placement.labels.clone();
     labels.extend(record.labels(owner));
+    let mut annotations = placement.annotations.clone();
+    annotations.extend(record.annotations()?);
     Ok(Pod {
         metadata: ObjectMeta {
             name: Some(record::name(owner, &record.id)),
             labels: Some(labels),
-            annotations: Some(record.annotations()?),
+            annotations: Some(annotations),
             finalizers: Some(vec![record::FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
-        spec: Some(pod_spec(parts)),
+        spec: Some(pod_spec(parts, placement)),
         ..Pod::default()
     })
 }
 
-fn pod_spec(parts: &Parts<'_>) -> PodSpec {
+fn pod_spec(parts: &Parts<'_>, placement: Placement) -> PodSpec {
     let Parts {
         owner,
         record,
@@ -110,9 +115,11 @@ fn pod_spec(parts: &Parts<'_>) -> PodSpec {
             name: record::INPUT_GATE.into(),
         }]),
         image_pull_secrets: Some(pull),
-        node_selector: Some(config.node_selector.clone()),
-        runtime_class_name: config.runtime_class.clone(),
-        priority_class_name: config.priority_class.clone(),
+        node_selector: Some(placement.node_selector),
+        tolerations: Some(placement.tolerations),
+        affinity: placement.affinity,
+        runtime_class_name: placement.runtime_class,
+        priority_class_name: placement.priority_class,
         security_context: Some(PodSecurityContext {
             supplemental_groups: Some(groups.collect()),
             sysctls: Some(vec![Sysctl {

@@ -53,6 +53,7 @@ const DRIVER: &str = "v6-runtime.driver";
 pub(crate) const STORED: &str = "v6-runtime.stored";
 const CANCELLED: &str = "v6-runtime.cancelled";
 const FAILED: &str = "v6-runtime.failed";
+const LOST: &str = "v6-runtime.lost";
 const REMOVING: &str = "v6-runtime.removing";
 
 /// The cluster's name of a run's pod.
@@ -313,6 +314,8 @@ pub(crate) struct Marks {
     pub(crate) stored: bool,
     pub(crate) cancelled: Option<SystemTime>,
     pub(crate) failed: Option<StartFailure>,
+    /// The cluster has given its machine up, in these words.
+    pub(crate) lost: Option<String>,
     /// A cleanup has begun: for everybody else there is no such run any more.
     pub(crate) removing: bool,
 }
@@ -324,6 +327,7 @@ impl Marks {
             stored: annotation(pod, STORED).is_some(),
             cancelled: annotation(pod, CANCELLED).and_then(time::from_text),
             failed: annotation(pod, FAILED).and_then(|text| serde_json::from_str(text).ok()),
+            lost: annotation(pod, LOST).map(str::to_owned),
             removing: annotation(pod, REMOVING).is_some(),
         }
     }
@@ -346,6 +350,13 @@ pub(crate) fn note_failed(failure: &StartFailure) -> Result<serde_json::Value> {
         why: error.to_string(),
     })?;
     Ok(note(FAILED, &text))
+}
+
+/// Notes that the machine of this very pod is gone.
+pub(crate) fn note_lost(words: &str, uid: &str) -> serde_json::Value {
+    let mut change = note(LOST, words);
+    change["metadata"]["uid"] = uid.into();
+    change
 }
 
 /// Notes that a cleanup of this very pod has begun.

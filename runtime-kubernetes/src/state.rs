@@ -60,6 +60,8 @@ pub(crate) enum Care {
     Driver,
     /// That its outputs are fetched.
     Booking,
+    /// That it is noted that its machine is gone.
+    Loss,
     /// That what is left of it goes.
     Removal,
 }
@@ -145,7 +147,7 @@ impl Shared {
     pub(crate) fn settle(&self, id: &RunId) {
         if let Some(live) = self.live().get_mut(id) {
             live.tasks.retain(|kind, task| {
-                let stays = matches!(kind, Care::Removal | Care::Booking);
+                let stays = matches!(kind, Care::Removal | Care::Booking | Care::Loss);
                 if !stays {
                     task.abort();
                 }
@@ -158,6 +160,7 @@ impl Shared {
     pub(crate) fn forget(&self, id: &RunId) {
         self.settle(id);
         self.leave(id, Care::Booking);
+        self.leave(id, Care::Loss);
         self.egress.close(id);
         self.tunnels.close(id);
         let mut runs = self.live();

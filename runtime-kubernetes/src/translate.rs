@@ -32,6 +32,10 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
     if let Some(failure) = &marks.failed {
         return RunPhase::Finished(Outcome::FailedToStart(failure.clone()));
     }
+    // A machine that was only away may say what became of it later.
+    if let Some(words) = &marks.lost {
+        return RunPhase::Finished(Outcome::NodeLost(words.clone()));
+    }
     if let Some(ended) = terminated(pod, PROGRAM) {
         return RunPhase::Finished(outcome(seen, ended));
     }
@@ -91,11 +95,19 @@ fn stop_cause(marks: &Marks) -> StopCause {
     }
 }
 
-/// A machine that is gone leaves its containers as they were last seen.
+/// A machine that is gone leaves its containers as they were last seen. One that is there ends them
+/// before it says that their pod has ended: this was said by others, who have given the machine up.
 fn has_gone(pod: &Pod) -> Option<Outcome> {
-    let (reason, message) = disruption(pod)?;
-    (reason == "DeletionByPodGC" && phase_word(pod) == "Failed")
-        .then(|| Outcome::NodeLost(message.to_owned()))
+    if !has_ended(pod) {
+        return None;
+    }
+    let words = disruption(pod).map(|(_, message)| message.to_owned());
+    let words = words.filter(|words| !words.is_empty());
+    let given_up = || {
+        let machine = node(pod).unwrap_or_default();
+        format!("the cluster has given up the machine {machine}")
+    };
+    Some(Outcome::NodeLost(words.unwrap_or_else(given_up)))
 }
 
 fn pending(pod: &Pod) -> Pending {

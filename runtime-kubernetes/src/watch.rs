@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{WatchEvent, WatchParams};
 use rand::Rng;
-use v6_runtime::{Pending, RunId, RunPhase};
+use v6_runtime::{Outcome, Pending, RunId, RunPhase};
 
 use crate::error::{Error, Result};
 use crate::look::Look;
@@ -66,6 +66,7 @@ impl Shared {
             self.settle(id);
             self.egress.close(id);
             self.give_back(look);
+            self.note_loss(look);
             return;
         }
         self.take_connections(look);
@@ -91,6 +92,25 @@ impl Shared {
                 // Where this cannot be, the wait costs more.
                 if let Err(error) = shared.cluster.shrink_pod(&name, PROGRAM).await {
                     tracing::debug!(run = %of, %error, "what was booked for a run stays so");
+                }
+            })
+        });
+    }
+
+    /// Notes what was said of a run whose machine is gone: that may come back, and know otherwise.
+    fn note_loss(self: &Arc<Self>, look: &Look) {
+        let RunPhase::Finished(Outcome::NodeLost(words)) = &look.status.phase else {
+            return;
+        };
+        if look.marks.lost.is_some() {
+            return;
+        }
+        let note = record::note_lost(words, look.uid());
+        let (shared, of) = (self.clone(), look.record.id.clone());
+        self.care(&look.record.id, Care::Loss, || {
+            self.spawn(async move {
+                if let Err(error) = shared.patch(&shared.name(&of), &note).await {
+                    tracing::warn!(run = %of, %error, "a lost machine could not be noted");
                 }
             })
         });

@@ -7,43 +7,15 @@ mod common;
 
 use std::time::{Duration, SystemTime};
 
-use common::{Bench, bytes, id, in_time};
+use common::{Bench, bytes, id, in_time, keep, until_running};
 use kube::api::{DeleteParams, EvictParams};
 use v6_runtime::{
-    CancelOptions, ImageRef, Mount, MountSource, Outcome, PullPolicy, Resources, RunId, RunPhase,
-    RunSpec, Runtime, RuntimeExt, StartFailureCause as Cause,
+    CancelOptions, ImageRef, Mount, MountSource, Outcome, PullPolicy, Resources, RunSpec, Runtime,
+    RuntimeExt, StartFailureCause as Cause,
 };
 use v6_runtime_kubernetes::KubernetesRuntime;
 
 const LIMIT: u64 = 180;
-
-/// Writes a pod as the cluster tells it, without what is this machine's.
-async fn keep(bench: &Bench, id: &RunId) {
-    if std::env::var_os("V6_RECORD").is_none() {
-        return;
-    }
-    let mut pod = common::pods(bench)
-        .await
-        .get(&format!("v6-{}.{id}", bench.owner))
-        .await
-        .unwrap();
-    pod.metadata.managed_fields = None;
-    let mut text = serde_json::to_string_pretty(&pod).unwrap();
-    for (from, to) in bench.private() {
-        text = text.replace(&from, to);
-    }
-    let file = format!("{}/tests/data/states/{id}.json", env!("CARGO_MANIFEST_DIR"));
-    std::fs::write(file, text + "\n").unwrap();
-}
-
-async fn until_running(cluster: &KubernetesRuntime, id: &RunId) {
-    in_time(LIMIT, async {
-        while cluster.status(id).await.unwrap().phase != RunPhase::Running {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    })
-    .await;
-}
 
 fn failed(outcome: &Outcome, cause: Cause) -> bool {
     matches!(outcome, Outcome::FailedToStart(failure) if failure.cause == cause)

@@ -1,14 +1,26 @@
 #!/usr/bin/env bash
-# A Kubernetes cluster for tests: one node with everything that makes a cluster.
+# A Kubernetes cluster for tests: one node with everything that makes a cluster, and others.
 #
-#   eval "$(kubernetes.sh up WORKDIR [--no-netpol])"   sets KUBECONFIG, and V6_KUBERNETES_API
+#   eval "$(kubernetes.sh up WORKDIR [--no-netpol])"   sets KUBECONFIG, V6_KUBERNETES_API
 #                                                      (ADDRESS:PORT of the API without a login)
+#                                                      and V6_KUBERNETES_WORK (WORKDIR)
 #   kubernetes.sh push WORKDIR ARCHIVE NAME:TAG        uploads an image archive to the two
 #                                                      registries of registry.sh in WORKDIR
 #   kubernetes/prepare WORKDIR PROBE.tar               what tests need in the cluster: a namespace,
 #                                                      a node's account in it, images
 #   kubernetes.sh forget WORKDIR   takes from the node every image of a repository v6-conformance/...
 #   kubernetes.sh crash WORKDIR    kills the API server at once; `up` starts it again
+#   kubernetes.sh machine WORKDIR NAME [--full]
+#                                  adds a machine NAME, as node testnode-NAME, with a network
+#                                  and disks of its own; with --full it takes its disk for full.
+#                                  Its pods have to tolerate the taint v6-tests/machine. Again, it
+#                                  brings back what does not run of it
+#   kubernetes.sh lose WORKDIR NAME     kills its kubelet at once; its containers run on
+#   kubernetes.sh remove WORKDIR NAME   takes it away again
+#   kubernetes.sh compact WORKDIR  has etcd forget all versions but the newest
+#   kubernetes.sh second-api WORKDIR
+#                                  a second API server, that keeps nothing of what etcd forgets;
+#                                  prints its ADDRESS:PORT without a login. `stop` ends it
 #   kubernetes.sh stop WORKDIR     ends the cluster and its pods; keeps its state
 #   kubernetes.sh down WORKDIR     ends it and removes all that it left
 #
@@ -18,18 +30,25 @@
 # state of our own. With --no-netpol policies are accepted and have no effect, as with many
 # simple networks; `up` switches a running cluster. One at a time on a machine: ports, the
 # bridge and the cgroup have fixed names. Root is needed.
+#
+# A machine more is a network namespace, with containerd, kubelet, kube-proxy and the
+# controller of NetworkPolicies of its own in it; kubernetes/machine.sh has it.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh
 . "$here/lib.sh"
 # shellcheck source=kubernetes/node.sh
 . "$here/kubernetes/node.sh"
+# shellcheck source=kubernetes/machine.sh
+. "$here/kubernetes/machine.sh"
 
 names() {
 	dir=$work/kubernetes
-	socket=$dir/containerd/containerd.sock
+	at=$dir suffix='' inside=() cgroup='' taints='' must_be_free=''
+	socket=$at/containerd/containerd.sock
 	bridge=v6kube0
 	node=testnode pods=10.244.0 services=10.96.0
 	node_ip=$pods.1
+	first_ip=$node_ip
 	api_port=6443 etcd_port=23790
 	kubernetes_version=v1.34.4 # as in kubernetes/go.mod
 
@@ -85,15 +104,19 @@ up() {
 	control_plane
 	node_kubelet
 	if [ -n "$enforce" ]; then
-		start_program netpol "$dir/bin/testcluster" netpol -kubeconfig "$dir/kubeconfig" \
-			-node "$node" -service-cidr "$services.0/24"
-		wait_for netpol "rules for network policies" iptables -L KUBE-NWPLCY-DEFAULT -n
+		node_netpol
 	else
 		stop_program netpol
 		flush_netpol
 	fi
 	plain_api
-	echo "export KUBECONFIG=$dir/kubeconfig V6_KUBERNETES_API=127.0.0.1:$(cat "$dir/api.port")"
+	echo "export KUBECONFIG=$dir/kubeconfig V6_KUBERNETES_API=127.0.0.1:$(cat "$dir/api.port") V6_KUBERNETES_WORK=$work"
+}
+
+node_netpol() {
+	start_program "netpol$suffix" "${inside[@]}" "$dir/bin/testcluster" netpol -kubeconfig "$at/pki/admin.kubeconfig" \
+		-node "$node" -service-cidr "$services.0/24"
+	wait_for "netpol$suffix" "rules for network policies" "${inside[@]}" iptables -L KUBE-NWPLCY-DEFAULT -n
 }
 
 # The API on loopback without encryption or a login: tests put faults between.
@@ -113,9 +136,29 @@ control_plane() {
 	ln -sfn pki/admin.kubeconfig "$dir/kubeconfig"
 	start_program etcd "$dir/bin/testcluster" etcd -data-dir "$dir/etcd" \
 		-client-url "http://127.0.0.1:$etcd_port" -peer-url "http://127.0.0.1:$((etcd_port + 1))"
-	start_program kube-apiserver "$dir/bin/testcluster" kube-apiserver \
-		--etcd-servers="http://127.0.0.1:$etcd_port" \
-		--secure-port="$api_port" --advertise-address="$node_ip" \
+	api_server kube-apiserver --secure-port="$api_port"
+	wait_for kube-apiserver "an answer from the API server" kubectl get --raw /readyz
+	start_program kube-controller-manager "$dir/bin/testcluster" kube-controller-manager \
+		--kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
+		--authentication-kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
+		--authorization-kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
+		--bind-address=127.0.0.1 --leader-elect=false --use-service-account-credentials=true \
+		--root-ca-file="$dir/pki/ca.crt" --service-account-private-key-file="$dir/pki/sa.key" \
+		--cluster-signing-cert-file="$dir/pki/ca.crt" --cluster-signing-key-file="$dir/pki/ca.key" \
+		--node-monitor-period=1s --node-monitor-grace-period=15s \
+		--kube-api-qps=200 --kube-api-burst=400
+	start_program kube-scheduler "$dir/bin/testcluster" kube-scheduler \
+		--kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
+		--authentication-kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
+		--authorization-kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
+		--bind-address=127.0.0.1 --leader-elect=false
+}
+
+api_server() { # NAME OPTION...
+	local name=$1
+	shift
+	start_program "$name" "$dir/bin/testcluster" kube-apiserver "$@" \
+		--etcd-servers="http://127.0.0.1:$etcd_port" --advertise-address="$node_ip" \
 		--tls-cert-file="$dir/pki/apiserver.crt" --tls-private-key-file="$dir/pki/apiserver.key" \
 		--client-ca-file="$dir/pki/ca.crt" \
 		--kubelet-certificate-authority="$dir/pki/ca.crt" \
@@ -127,20 +170,36 @@ control_plane() {
 		--service-cluster-ip-range="$services.0/24" \
 		--authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
 		--allow-privileged=true
-	wait_for kube-apiserver "an answer from the API server" kubectl get --raw /readyz
-	start_program kube-controller-manager "$dir/bin/testcluster" kube-controller-manager \
-		--kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
-		--authentication-kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
-		--authorization-kubeconfig="$dir/pki/kube-controller-manager.kubeconfig" \
-		--bind-address=127.0.0.1 --leader-elect=false --use-service-account-credentials=true \
-		--root-ca-file="$dir/pki/ca.crt" --service-account-private-key-file="$dir/pki/sa.key" \
-		--cluster-signing-cert-file="$dir/pki/ca.crt" --cluster-signing-key-file="$dir/pki/ca.key" \
-		--kube-api-qps=200 --kube-api-burst=400
-	start_program kube-scheduler "$dir/bin/testcluster" kube-scheduler \
-		--kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
-		--authentication-kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
-		--authorization-kubeconfig="$dir/pki/kube-scheduler.kubeconfig" \
-		--bind-address=127.0.0.1 --leader-elect=false
+}
+
+# What the first API server has in memory of versions that etcd has forgotten, it still tells.
+second-api() {
+	names
+	alive kube-apiserver || die "our own API server does not run"
+	[ -s "$dir/second-api.ports" ] || echo "$(free_port) $(free_port)" >"$dir/second-api.ports"
+	read -r secure plain <"$dir/second-api.ports"
+	# It leaves the address of the service `kubernetes` to the first.
+	api_server second-apiserver --secure-port="$secure" --bind-address=127.0.0.1 --watch-cache=false \
+		--endpoint-reconciler-type=none
+	wait_for second-apiserver "an answer from the second API server" \
+		kubectl --server "https://127.0.0.1:$secure" get --raw /readyz
+	start_program second-proxy "$dir/bin/kubectl" --kubeconfig "$dir/kubeconfig" \
+		--server "https://127.0.0.1:$secure" proxy --port "$plain" --reject-paths '^$'
+	wait_for second-proxy "its plain API" bash -c "exec 3<>/dev/tcp/127.0.0.1/$plain"
+	echo "127.0.0.1:$plain"
+}
+
+compact() {
+	local at_version
+	names
+	need_packages "talking to etcd" curl
+	at_version=$(etcd_call range '{"key":"AA=="}' | sed -n 's/.*"revision":"\([0-9]*\)".*/\1/p')
+	[ -n "$at_version" ] || die "etcd does not tell its version"
+	etcd_call compaction "{\"revision\":\"$at_version\",\"physical\":true}" >/dev/null || die "etcd was not compacted"
+	say "etcd has forgotten what was before $at_version"
+}
+etcd_call() { # WHAT JSON
+	curl -sS --fail-with-body --noproxy '*' --max-time 30 "http://127.0.0.1:$etcd_port/v3/kv/$1" -d "$2"
 }
 
 push() {
@@ -177,7 +236,13 @@ crash() {
 }
 
 stop() {
+	local other
 	names
+	for other in "$work"/m/*/number; do
+		[ ! -s "$other" ] || remove "$(basename "$(dirname "$other")")"
+	done
+	names
+	for name in second-proxy second-apiserver; do stop_program $name; done
 	# Nothing may start pods any more, before their processes are ended.
 	for name in kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
 	end_pods
@@ -188,6 +253,7 @@ stop() {
 
 down() {
 	stop
+	rm -rf "$work/m"
 	remove_tree "$dir"
 }
 

@@ -9,7 +9,10 @@ use super::database::absolute;
 use super::limits::or_none;
 use super::reader::{Context, Fault, Field, Section, fault};
 use super::runtime::choice;
-use super::types::Kubernetes;
+use super::singularity::image_name;
+use super::types::{Kubernetes, Placement};
+use crate::backends;
+use crate::hq::Action;
 
 pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
     let word = |key| section.read(key, |field| field.text());
@@ -17,6 +20,22 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
     let gate = section.read("gate", |field| {
         choice(field, &["denial", "off"], |word| word)
     });
+    let own = section.section("images");
+    let images = own.entries().filter_map(|(name, field)| {
+        let entry = Section::open(context, &field);
+        let read = placement(&entry);
+        entry.finish();
+        let name = own.check(&field, image_name(name))?;
+        Some((name, read))
+    });
+    let by_step = section.section("steps");
+    let steps = Action::ALL.iter().map(|action| {
+        let own = by_step.section(action.as_str());
+        let read = placement(&own);
+        own.finish();
+        (*action, read)
+    });
+    let steps = steps.filter(|(_, read)| *read != Placement::default());
     let read = Kubernetes {
         kubeconfig: section.read("kubeconfig", |field| {
             field.text().map(|text| absolute(context.directory(), text))
@@ -26,10 +45,9 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
         helper_image: section.read("helper_image", |field| field.parse(helper_image)),
         image_pull_secrets: words("image_pull_secrets"),
         insecure_registries: words("insecure_registries"),
-        node_selector: pairs(&section.section("node_selector")),
-        labels: pairs(&section.section("labels")),
-        runtime_class: word("runtime_class"),
-        priority_class: word("priority_class"),
+        placement: placement(section),
+        steps: steps.collect(),
+        images: images.collect(),
         booked_cpu_milli: section
             .read("booked_cpus", Field::cpus)
             .and_then(NonZeroU32::new),
@@ -39,8 +57,24 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
         start_timeout: section.read("start_timeout", Field::duration),
         pull_timeout: section.read("pull_timeout", Field::duration),
     };
+    by_step.finish();
     section.finish();
     read
+}
+
+fn placement(section: &Section<'_>) -> Placement {
+    let word = |key| section.read(key, |field| field.text());
+    Placement {
+        node_selector: pairs(&section.section("node_selector")),
+        tolerations: section.read("tolerations", |field| {
+            judged(field, backends::judge_tolerations)
+        }),
+        affinity: section.read("affinity", |field| judged(field, backends::judge_affinity)),
+        labels: pairs(&section.section("labels")),
+        annotations: pairs(&section.section("annotations")),
+        runtime_class: word("runtime_class"),
+        priority_class: word("priority_class"),
+    }
 }
 
 fn helper_image(name: &str) -> Result<ImageRef, Fault> {
@@ -51,6 +85,21 @@ fn helper_image(name: &str) -> Result<ImageRef, Fault> {
              registry.example.org/v6-helper:1",
         )
     })
+}
+
+/// What the cluster's API has a type for, if it fits.
+fn judged(
+    field: &Field<'_>,
+    judge: impl FnOnce(&serde_json::Value) -> v6_runtime::Result<()>,
+) -> Result<serde_json::Value, Fault> {
+    let value = field.json();
+    match judge(&value) {
+        Ok(()) => Ok(value),
+        Err(error) => fault(
+            error.message().to_owned(),
+            "write it as in the `spec` of a Pod (kubectl explain pod.spec)",
+        ),
+    }
 }
 
 /// Names and values that the cluster judges.

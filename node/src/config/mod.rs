@@ -31,7 +31,8 @@ pub use problem::{Notice, Origin, Problem, Problems, Weight};
 use reader::{Context, Fault, Field, Section};
 pub use types::{
     Config, ControlGroup, Encryption, GpuKind, Hq, ImageException, Keycloak, Listen, OwnLimits,
-    Proxy, RegistryLogin, RunLimits, Runtime, RuntimeKind, Singularity, Slurm, SlurmAsk, Total,
+    Placement, Proxy, RegistryLogin, RunLimits, Runtime, RuntimeKind, Singularity, Slurm, SlurmAsk,
+    Total,
 };
 
 use crate::secret::Secret;

@@ -129,6 +129,11 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// All of it, for types that are somebody else's.
+    pub fn json(&self) -> serde_json::Value {
+        json(self.node)
+    }
+
     pub fn is_list(&self) -> bool {
         matches!(self.node.value, Value::Sequence(_))
     }
@@ -259,6 +264,26 @@ impl<'a> Field<'a> {
                 "this is not a section with keys",
                 "write one line \"name: value\" for each",
             ),
+        }
+    }
+}
+
+fn json(node: &Node) -> serde_json::Value {
+    use serde_json::Value as Json;
+    match &node.value {
+        _ if node.is_null() => Json::Null,
+        Value::Scalar { text, plain } => match (text.as_str(), text.parse::<i64>()) {
+            ("true", _) if *plain => Json::Bool(true),
+            ("false", _) if *plain => Json::Bool(false),
+            (_, Ok(number)) if *plain => Json::from(number),
+            _ => Json::from(text.clone()),
+        },
+        Value::Sequence(items) => items.iter().map(json).collect(),
+        Value::Mapping(entries) => {
+            let entries = entries.iter();
+            entries
+                .map(|(key, node)| (key.name.clone(), json(node)))
+                .collect()
         }
     }
 }

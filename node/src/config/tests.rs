@@ -234,8 +234,18 @@ runtime:
     gpu: nvidia.com/gpu
     canary: 6h
     labels: {kueue.x-k8s.io/queue-name: research}
+    annotations: {sidecar.istio.io/inject: "false"}
+    tolerations:
+      - {key: dedicated, value: research, effect: NoSchedule}
+      - {key: slow, operator: Exists, effect: NoExecute, tolerationSeconds: 30}
+    affinity:
+      nodeAffinity:
+        requiredDuringSchedulingIgnoredDuringExecution:
+          nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: In, values: [a, "1"]}]}]
     image_pull_secrets: [login]
     start_timeout: 30m
+    steps: {central_compute: {priority_class: soon}}
+    images: {"localhost/large:1": {node_selector: {memory: much}}}
 "#;
     let runtime = read(text, &flat_environment()).unwrap().runtime;
     assert_eq!(runtime.kind, RuntimeKind::Kubernetes);
@@ -244,10 +254,23 @@ runtime:
     assert_eq!(cluster.kubeconfig, Some("/etc/v6/node.kubeconfig".into()));
     assert_eq!(cluster.namespace.as_deref(), Some("v6-runs"));
     let helper = cluster.helper_image.unwrap();
+    let placement = cluster.placement;
     assert_eq!(helper.to_string(), "registry.example.org/v6-helper:1");
     assert_eq!(cluster.booked_cpu_milli.unwrap().get(), 100);
-    assert_eq!(cluster.node_selector["zone"], "a");
-    assert_eq!(cluster.labels["kueue.x-k8s.io/queue-name"], "research");
+    assert_eq!(placement.node_selector["zone"], "a");
+    assert_eq!(placement.labels["kueue.x-k8s.io/queue-name"], "research");
+    assert_eq!(placement.annotations["sidecar.istio.io/inject"], "false");
+    let tolerations = placement.tolerations.unwrap();
+    assert_eq!(tolerations[1]["tolerationSeconds"], 30);
+    let affinity = placement.affinity.unwrap().to_string();
+    assert!(affinity.contains(r#""values":["a","1"]"#), "{affinity}");
+    let (step, own) = cluster.steps.first_key_value().unwrap();
+    assert_eq!(*step, crate::hq::Action::CentralCompute);
+    assert_eq!(own.priority_class.as_deref(), Some("soon"));
+    assert_eq!(cluster.steps.len(), 1);
+    let (image, own) = cluster.images.first_key_value().unwrap();
+    assert_eq!(image.to_string(), "localhost/large:1");
+    assert_eq!(own.node_selector["memory"], "much");
     assert_eq!(cluster.image_pull_secrets, ["login"]);
     assert_eq!(cluster.start_timeout, Some(Duration::from_secs(1800)));
     assert!(cluster.gate);
@@ -264,10 +287,19 @@ runtime:
         .replace("/v6-helper:1", "/V6 Helper")
         .replace("100m", "few")
         .replace("namespace:", "namspace:")
-        .replace("zone: a", "zone: [a]");
+        .replace("zone: a", "zone: [a]")
+        .replace("value: research", "valeu: research")
+        .replace("key: zone, operator", "key: 7, operator");
     let text = format!("{text}    gate: open\n");
     let shown = problems(&text, &flat_environment());
-    for wrong in ["V6 Helper", "few", "namspace", "node_selector.zone", "open"] {
+    let wrong = ["V6 Helper", "few", "namspace", "node_selector.zone", "open"];
+    // What is the API's, only what has its types can judge.
+    let judged: &[&str] = if cfg!(feature = "kubernetes") {
+        &["[0].valeu", "kubernetes.affinity"]
+    } else {
+        &[]
+    };
+    for wrong in wrong.iter().chain(judged) {
         assert!(shown.contains(wrong), "{wrong}: {shown}");
     }
 }

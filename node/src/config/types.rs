@@ -329,14 +329,12 @@ pub struct Kubernetes {
     pub image_pull_secrets: Vec<String>,
     /// Registries that are spoken to without TLS.
     pub insecure_registries: Vec<String>,
-    /// Labels of the machines that get runs.
-    pub node_selector: BTreeMap<String, String>,
-    /// Further labels of each pod.
-    pub labels: BTreeMap<String, String>,
-    /// The class of container runtime.
-    pub runtime_class: Option<String>,
-    /// The class by which pods go first.
-    pub priority_class: Option<String>,
+    /// Where pods go, and how the cluster treats them.
+    pub placement: Placement,
+    /// The same for runs of a step, beyond that.
+    pub steps: BTreeMap<Action, Placement>,
+    /// The same for an image, beyond both.
+    pub images: BTreeMap<ImageRef, Placement>,
     /// What is booked of a processor for each run, in thousandths; all that it may use if none.
     pub booked_cpu_milli: Option<NonZeroU32>,
     /// Under which name the machines give accelerators.
@@ -349,6 +347,25 @@ pub struct Kubernetes {
     pub start_timeout: Option<Duration>,
     /// How long for a registry.
     pub pull_timeout: Option<Duration>,
+}
+
+/// Where a pod goes, and how the cluster treats it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Labels of the machines that get runs.
+    pub node_selector: BTreeMap<String, String>,
+    /// The taints that pods tolerate, as the cluster's API has them.
+    pub tolerations: Option<serde_json::Value>,
+    /// Which machines pods are to have, as the API has it.
+    pub affinity: Option<serde_json::Value>,
+    /// Further labels of each pod.
+    pub labels: BTreeMap<String, String>,
+    /// Further annotations of each pod.
+    pub annotations: BTreeMap<String, String>,
+    /// The class of container runtime.
+    pub runtime_class: Option<String>,
+    /// The class by which pods go first.
+    pub priority_class: Option<String>,
 }
 
 /// What a job asks Slurm for.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use v6_runtime::{
-    CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId, RunSpec,
-    Runtime,
+    CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId,
+    RunPhase, RunSpec, Runtime,
 };
 use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime};
 
@@ -32,6 +32,13 @@ pub struct Bench {
     helper: ImageRef,
     probe: ImageRef,
 }
+
+/// The same, with what it takes to do something to the cluster itself.
+const FOR_FAULTS: [&str; 3] = [
+    "V6_KUBERNETES_WORK",
+    "V6_KUBERNETES_API",
+    "V6_KUBERNETES_AS",
+];
 
 impl Bench {
     /// `None`, said aloud, where there is no cluster; a failure where there has to be one. The runtime
@@ -66,6 +73,21 @@ impl Bench {
         })
     }
 
+    /// As [`Self::new`], for a cluster that `tests/services/kubernetes.sh` can do something to.
+    pub async fn for_faults() -> Option<Self> {
+        let bench = Self::new().await?;
+        let missing = FOR_FAULTS.iter().find(|name| std::env::var(name).is_err());
+        if let Some(missing) = missing {
+            assert!(
+                std::env::var_os("V6_REQUIRE_KUBERNETES").is_none(),
+                "{missing} is not set"
+            );
+            println!("SKIP {missing} is not set");
+            return None;
+        }
+        Some(bench)
+    }
+
     pub fn config(&self) -> KubernetesConfig {
         KubernetesConfig::new(self.owner.clone(), self.helper.clone())
             .with_kubeconfig(Some(self.account.clone()))
@@ -83,6 +105,15 @@ impl Bench {
         ]
     }
 
+    /// The name of a run's pod.
+    pub fn pod(&self, id: &str) -> String {
+        format!("v6-{}.{id}", self.owner)
+    }
+
+    pub fn probe_image(&self) -> &ImageRef {
+        &self.probe
+    }
+
     pub async fn connect(&self) -> KubernetesRuntime {
         KubernetesRuntime::connect(self.config()).await.unwrap()
     }
@@ -94,10 +125,61 @@ impl Bench {
     }
 }
 
+/// Has the script of the cluster do something; gives what it says.
+pub async fn services(verb: &str, more: &[&str]) -> String {
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/services/kubernetes.sh"
+    );
+    let mut command = tokio::process::Command::new(script);
+    command
+        .arg(verb)
+        .arg(std::env::var("V6_KUBERNETES_WORK").unwrap())
+        .args(more)
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true);
+    let done = in_time(180, command.output()).await.unwrap();
+    let words = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{verb} {more:?}: {words}");
+    String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+pub async fn administrator() -> kube::Client {
+    kube::Client::try_default().await.unwrap()
+}
+
 /// The pods of the namespace, for an administrator.
 pub async fn pods(bench: &Bench) -> Api<Pod> {
-    let client = kube::Client::try_default().await.unwrap();
-    Api::namespaced(client, &bench.namespace)
+    Api::namespaced(administrator().await, &bench.namespace)
+}
+
+/// Writes a pod as the cluster tells it, without what is this machine's.
+pub async fn keep(bench: &Bench, id: &RunId) {
+    if std::env::var_os("V6_RECORD").is_none() {
+        return;
+    }
+    let mut pod = pods(bench)
+        .await
+        .get(&bench.pod(id.as_str()))
+        .await
+        .unwrap();
+    pod.metadata.managed_fields = None;
+    let mut text = serde_json::to_string_pretty(&pod).unwrap();
+    for (from, to) in bench.private() {
+        text = text.replace(&from, to);
+    }
+    let file = format!("{}/tests/data/states/{id}.json", env!("CARGO_MANIFEST_DIR"));
+    std::fs::write(file, text + "\n").unwrap();
+}
+
+/// Waits until the program runs.
+pub async fn until_running(cluster: &KubernetesRuntime, id: &RunId) {
+    in_time(180, async {
+        while cluster.status(id).await.unwrap().phase != RunPhase::Running {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
 }
 
 pub fn id(text: &str) -> RunId {

@@ -1,7 +1,14 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154
-# The node of the test cluster: its network, containerd and kubelet, and how all that
-# they leave in the kernel is taken back. Read by ../kubernetes.sh, which sets the names.
+# A node of the test cluster: its network, containerd and kubelet, and how all that
+# they leave in the kernel is taken back. Read by ../kubernetes.sh, which sets the names:
+#
+#   at        the folder of the node's own state
+#   node      its name in the cluster
+#   suffix    what the names of its programs end in
+#   inside    the words before a command that has to run in the node's network
+#   pods      the first three bytes of its pods' addresses; node_ip is its own
+#   taints    what keeps pods away that do not tolerate it
 
 # Write the input to a file unless it holds that already: a program may end when its
 # configuration changes, as kube-proxy does.
@@ -21,7 +28,7 @@ set_sysctl() {
 }
 
 node_network() {
-	local name direction
+	local name
 	modprobe -a br_netfilter overlay nf_tables 2>/dev/null || true # may be built in
 	[ -e /proc/sys/net/bridge/bridge-nf-call-iptables ] ||
 		die "the kernel has no br_netfilter: NetworkPolicies between pods could not be enforced"
@@ -35,21 +42,39 @@ node_network() {
 	done
 	if ! ip link show "$bridge" >/dev/null 2>&1; then
 		[ -z "$(ip -4 route show "$pods.0/24")" ] || die "this machine has a route to $pods.0/24 already"
-		ip link add "$bridge" type bridge
-		ip addr add "$node_ip/24" dev "$bridge"
-		ip link set "$bridge" up
 	fi
-	# Where a firewall drops what it doesn't know (as Docker's does), let pods talk.
+	pod_network
+	let_through "$bridge"
+}
+
+# Where a firewall drops what it doesn't know (as Docker's does), let pods talk.
+let_through() { # LINK
+	local direction
 	for direction in -i -o; do
-		iptables -C FORWARD $direction "$bridge" -m comment --comment "$bridge" -j ACCEPT 2>/dev/null ||
-			iptables -A FORWARD $direction "$bridge" -m comment --comment "$bridge" -j ACCEPT
+		iptables -C FORWARD $direction "$1" -m comment --comment "$1" -j ACCEPT 2>/dev/null ||
+			iptables -A FORWARD $direction "$1" -m comment --comment "$1" -j ACCEPT
 	done
-	write "$dir/etc/cni/10-tests.conflist" <<-END
+}
+let_through_no_more() { # LINK
+	local direction
+	for direction in -i -o; do
+		while iptables -D FORWARD $direction "$1" -m comment --comment "$1" -j ACCEPT 2>/dev/null; do :; done
+	done
+}
+
+# The bridge of a node's pods, and how they are joined to it.
+pod_network() {
+	if ! "${inside[@]}" ip link show "$bridge" >/dev/null 2>&1; then
+		"${inside[@]}" ip link add "$bridge" type bridge
+		"${inside[@]}" ip addr add "$node_ip/24" dev "$bridge"
+		"${inside[@]}" ip link set "$bridge" up
+	fi
+	write "$at/etc/cni/10-tests.conflist" <<-END
 		{
 		  "cniVersion": "0.4.0", "name": "v6-tests",
 		  "plugins": [
 		    {"type": "bridge", "bridge": "$bridge", "isGateway": true, "hairpinMode": true,
-		     "ipam": {"type": "host-local", "dataDir": "$dir/ipam",
+		     "ipam": {"type": "host-local", "dataDir": "$at/ipam",
 		              "ranges": [[{"subnet": "$pods.0/24", "gateway": "$node_ip"}]],
 		              "routes": [{"dst": "0.0.0.0/0"}]}},
 		    {"type": "portmap", "capabilities": {"portMappings": true}}
@@ -60,11 +85,11 @@ node_network() {
 
 # containerd with root, state and socket of its own.
 node_containerd() {
-	local pause=localhost/v6-tests-pause:1 tree=$dir/images/pause
-	write "$dir/etc/containerd.toml" <<-END
+	local pause=localhost/v6-tests-pause:1 tree=$at/images/pause
+	write "$at/etc/containerd.toml" <<-END
 		version = 2
-		root = "$dir/containerd/root"
-		state = "$dir/containerd/state"
+		root = "$at/containerd/root"
+		state = "$at/containerd/state"
 		disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
 		  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.zfs",
 		  "io.containerd.snapshotter.v1.devmapper"]
@@ -77,17 +102,17 @@ node_containerd() {
 		  netns_mounts_under_state_dir = true
 		  [plugins."io.containerd.grpc.v1.cri".cni]
 		    bin_dir = "/usr/lib/cni"
-		    conf_dir = "$dir/etc/cni"
+		    conf_dir = "$at/etc/cni"
 		  [plugins."io.containerd.grpc.v1.cri".containerd]
 		    snapshotter = "overlayfs"
 		    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 		      runtime_type = "io.containerd.runc.v2"
 		      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 		        SystemdCgroup = false
-		        Root = "$dir/runc"
+		        Root = "$at/runc"
 	END
-	start_program kube-containerd containerd --config "$dir/etc/containerd.toml"
-	wait_for kube-containerd "an answer from containerd" ctr version
+	start_program "kube-containerd$suffix" "${inside[@]}" containerd --config "$at/etc/containerd.toml"
+	wait_for "kube-containerd$suffix" "an answer from containerd" ctr version
 	if [ -z "$(ctr images list -q "name==$pause")" ]; then
 		mkdir -p "$tree"
 		cp "$built/pause" "$tree/pause"
@@ -97,28 +122,32 @@ node_containerd() {
 }
 
 node_kubelet() {
-	write "$dir/etc/kubelet.yaml" <<-END
+	write "$at/etc/kubelet.yaml" <<-END
 		apiVersion: kubelet.config.k8s.io/v1beta1
 		kind: KubeletConfiguration
 		address: $node_ip
 		healthzBindAddress: 127.0.0.1
 		readOnlyPort: 0
-		authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: $dir/pki/ca.crt}}
+		authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: $at/pki/ca.crt}}
 		authorization: {mode: Webhook}
-		tlsCertFile: $dir/pki/kubelet.crt
-		tlsPrivateKeyFile: $dir/pki/kubelet.key
+		tlsCertFile: $at/pki/kubelet.crt
+		tlsPrivateKeyFile: $at/pki/kubelet.key
 		containerRuntimeEndpoint: unix://$socket
 		cgroupDriver: cgroupfs
 		failCgroupV1: false
 		failSwapOn: false
+		cgroupRoot: /${cgroup:-}
+		registerWithTaints: [${taints:-}]
+		# A machine that says nothing is noticed soon: see the controllers' grace period.
+		nodeLeaseDurationSeconds: 4
 		# The defaults of these two need rights that not every machine gives.
 		oomScoreAdj: 0
 		maxOpenFiles: $(ulimit -Hn | sed s/unlimited/1000000/)
 		makeIPTablesUtilChains: false
-		podLogsDir: $dir/pod-logs
+		podLogsDir: $at/pod-logs
 		# What a machine keeps of a container's log: 10Mi unless its owner says otherwise.
 		containerLogMaxSize: 256Mi
-		volumePluginDir: $dir/volume-plugins
+		volumePluginDir: $at/volume-plugins
 		clusterDomain: cluster.local
 		maxPods: 200
 		serializeImagePulls: false
@@ -128,15 +157,16 @@ node_kubelet() {
 		kubeAPIBurst: 400
 		imageGCHighThresholdPercent: 100
 		imageGCLowThresholdPercent: 99
-		evictionHard: {memory.available: 200Mi, nodefs.available: 1%, imagefs.available: 1%}
+		evictionHard: {memory.available: 200Mi, nodefs.available: ${must_be_free:-1%}, imagefs.available: 1%}
+		evictionPressureTransitionPeriod: 1s
 	END
-	start_program kubelet "$dir/bin/testcluster" kubelet --config="$dir/etc/kubelet.yaml" \
-		--kubeconfig="$dir/pki/kubelet.kubeconfig" --root-dir="$dir/kubelet" \
-		--hostname-override="$node" --node-ip="$node_ip"
-	write "$dir/etc/kube-proxy.yaml" <<-END
+	start_program "kubelet$suffix" "${inside[@]}" "$dir/bin/testcluster" kubelet --config="$at/etc/kubelet.yaml" \
+		--kubeconfig="$at/pki/kubelet.kubeconfig" --root-dir="$at/kubelet" \
+		--hostname-override="$node" --node-ip="$node_ip" --node-labels="v6-tests/machine=$node"
+	write "$at/etc/kube-proxy.yaml" <<-END
 		apiVersion: kubeproxy.config.k8s.io/v1alpha1
 		kind: KubeProxyConfiguration
-		clientConnection: {kubeconfig: $dir/pki/kube-proxy.kubeconfig}
+		clientConnection: {kubeconfig: $at/pki/kube-proxy.kubeconfig}
 		hostnameOverride: $node
 		mode: nftables
 		clusterCIDR: $pods.0/24
@@ -145,10 +175,10 @@ node_kubelet() {
 		oomScoreAdj: 0
 		conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 	END
-	start_program kube-proxy "$dir/bin/testcluster" kube-proxy --config="$dir/etc/kube-proxy.yaml"
-	wait_for kubelet "a ready node" node_ready
+	start_program "kube-proxy$suffix" "${inside[@]}" "$dir/bin/testcluster" kube-proxy --config="$at/etc/kube-proxy.yaml"
+	wait_for "kubelet$suffix" "a ready node" node_ready
 	# Services are served once the first, the API server's own, is.
-	wait_for kube-proxy "rules for services" nft get element ip kube-proxy cluster-ips "{ $services.1 }"
+	wait_for "kube-proxy$suffix" "rules for services" "${inside[@]}" nft get element ip kube-proxy cluster-ips "{ $services.1 }"
 }
 node_ready() { # the kubelet answers now, and has said that the node is ready
 	[ "$(kubectl get --raw "/api/v1/nodes/$node/proxy/healthz")" = ok ] &&
@@ -190,13 +220,14 @@ end_pods() {
 
 # What containers have left: mounts, the last first, and state; images and volumes stay.
 forget_containers() {
-	local mount root
+	local mount root roots=(/sys/fs/cgroup/*/kubepods /sys/fs/cgroup/kubepods)
+	[ -z "${cgroup:-}" ] || roots=(/sys/fs/cgroup/*/"$cgroup" "/sys/fs/cgroup/$cgroup")
 	while read -r mount; do umount "$mount" 2>/dev/null || umount -l "$mount" || say "cannot unmount $mount"; done \
-		< <(awk -v d="$dir/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | tac)
-	rm -rf "$dir/containerd/state" "$dir/runc" "$dir/ipam" "$socket" "$socket.ttrpc"
+		< <(awk -v d="$at/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | tac)
+	rm -rf "$at/containerd/state" "$at/runc" "$at/ipam" "$socket" "$socket.ttrpc"
 	# The links that the kubelet keeps to the logs of containers.
-	find /var/log/containers -type l -lname "$dir/pod-logs/*" -delete 2>/dev/null || true
-	for root in /sys/fs/cgroup/*/kubepods /sys/fs/cgroup/kubepods; do
+	find /var/log/containers -type l -lname "$at/pod-logs/*" -delete 2>/dev/null || true
+	for root in "${roots[@]}"; do
 		[ -d "$root" ] || continue
 		find "$root" -depth -type d -exec rmdir {} + 2>/dev/null || true
 		[ ! -d "$root" ] || say "cannot remove the cgroup $root"
@@ -215,14 +246,12 @@ flush_netpol() {
 }
 
 restore_network() {
-	local direction link name value
+	local link name value
 	command -v iptables >/dev/null || return 0
 	flush_netpol
 	nft delete table ip kube-proxy 2>/dev/null || true
 	nft delete table ip6 kube-proxy 2>/dev/null || true
-	for direction in -i -o; do
-		while iptables -D FORWARD $direction "$bridge" -m comment --comment "$bridge" -j ACCEPT 2>/dev/null; do :; done
-	done
+	let_through_no_more "$bridge"
 	if ip link show "$bridge" >/dev/null 2>&1; then
 		# A pod's end of a pair goes with its namespace; the other end may linger.
 		for link in $(ip -o link show master "$bridge" | sed 's/^[0-9]*: \([^@:]*\).*/\1/'); do
