@@ -37,6 +37,9 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
         return RunPhase::Finished(Outcome::NodeLost(words.clone()));
     }
     if let Some(ended) = terminated(pod, PROGRAM) {
+        if is_unexplained(pod, ended) {
+            return RunPhase::Stopping(stop_cause(marks));
+        }
         return RunPhase::Finished(outcome(seen, ended));
     }
     if is_running(pod, PROGRAM) {
@@ -95,6 +98,12 @@ fn stop_cause(marks: &Marks) -> StopCause {
     }
 }
 
+/// A machine that ends a pod for reasons of its own tells the ends of its containers first, and that
+/// it was its own doing only when it is through.
+fn is_unexplained(pod: &Pod, ended: &ContainerStateTerminated) -> bool {
+    is_by_signal(ended) && terminated(pod, SIDECAR).is_some() && !has_ended(pod) && !is_deleted(pod)
+}
+
 /// A machine that is gone leaves its containers as they were last seen. One that is there ends them
 /// before it says that their pod has ended: this was said by others, who have given the machine up.
 fn has_gone(pod: &Pod) -> Option<Outcome> {
@@ -147,7 +156,7 @@ fn outcome(seen: &Seen<'_>, state: &ContainerStateTerminated) -> Outcome {
         .map_or(seen.now, time::from_cluster);
     // The cluster's times have whole seconds: within the second of the request, only what looks
     // like its work is.
-    let by_signal = code == 137 || code == 143;
+    let by_signal = is_by_signal(state);
     let told = |at: SystemTime| {
         let at = time::floor(at);
         at < ended || (at == ended && by_signal)
@@ -460,6 +469,10 @@ pub(crate) fn waiting_since(pod: &Pod, created: SystemTime) -> SystemTime {
 fn phase_word(pod: &Pod) -> &str {
     let status = pod.status.as_ref();
     status.and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+fn is_by_signal(state: &ContainerStateTerminated) -> bool {
+    state.exit_code == 137 || state.exit_code == 143
 }
 
 fn has_started(state: &ContainerStateTerminated) -> bool {

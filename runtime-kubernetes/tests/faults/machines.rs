@@ -200,7 +200,7 @@ async fn a_machine_that_is_drained_or_full_loses_what_is_there() {
         .change(json!({"spec": {"unschedulable": null}}))
         .await;
     until_running(&cluster, &id("disk-full")).await;
-    services("machine", &[machine.name, "--full"]).await;
+    services("fill", &[machine.name]).await;
     let ended = outcome(&cluster, "disk-full").await;
     assert!(evicted(&ended, "low on resource"), "{ended:?}");
     keep(&bench, &id("disk-full")).await;
