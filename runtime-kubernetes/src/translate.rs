@@ -54,6 +54,9 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
     if has_ended(pod) {
         return RunPhase::Finished(never_ran(seen));
     }
+    if is_forgotten(pod) {
+        return RunPhase::Stopping(stop_cause(marks));
+    }
     if is_deleted(pod) {
         // A pod that no machine has ends at once.
         return if node(pod).is_none() {
@@ -101,7 +104,13 @@ fn stop_cause(marks: &Marks) -> StopCause {
 /// A machine that ends a pod for reasons of its own tells the ends of its containers first, and that
 /// it was its own doing only when it is through.
 fn is_unexplained(pod: &Pod, ended: &ContainerStateTerminated) -> bool {
-    is_by_signal(ended) && terminated(pod, SIDECAR).is_some() && !has_ended(pod) && !is_deleted(pod)
+    is_by_signal(ended) && !is_running(pod, SIDECAR) && !has_ended(pod) && !is_deleted(pod)
+}
+
+/// A machine that has lost its memory says of what has run that it is to begin, and then ends it.
+fn is_forgotten(pod: &Pod) -> bool {
+    let ready = condition(pod, "Ready");
+    phase_word(pod) == "Running" && matches!(ready, Some((false, "PodFailed", _)))
 }
 
 /// A machine that is gone leaves its containers as they were last seen. One that is there ends them
@@ -142,6 +151,11 @@ fn outcome(seen: &Seen<'_>, state: &ContainerStateTerminated) -> Outcome {
     let code = state.exit_code;
     let reason = state.reason.as_deref().unwrap_or_default();
     let message = state.message.as_deref().unwrap_or_default();
+    // A machine that has forgotten it says neither when it started nor how it ended.
+    if reason == "ContainerStatusUnknown" {
+        let lost = || Outcome::Lost(or(message, "the machine has forgotten the container"));
+        return explained(seen).unwrap_or_else(lost);
+    }
     if !has_started(state) {
         return match reason {
             "StartError" | "ContainerCannotRun" => {
@@ -169,9 +183,6 @@ fn outcome(seen: &Seen<'_>, state: &ContainerStateTerminated) -> Outcome {
     }
     if reason == "OOMKilled" {
         return Outcome::OutOfMemory;
-    }
-    if reason == "ContainerStatusUnknown" {
-        return Outcome::Lost(or(message, "the machine has forgotten the container"));
     }
     if by_signal {
         if let Some((_, message)) = disruption(seen.pod) {
@@ -219,14 +230,26 @@ fn never_ran(seen: &Seen<'_>) -> Outcome {
     if record.deadline.is_some_and(|deadline| deadline <= seen.now) && is_deleted(pod) {
         return Outcome::DeadlineExceeded;
     }
+    // Whether it never ran, nobody has said.
+    let lost = || Outcome::Lost("its pod has ended, and its machine does not say how".into());
+    explained(seen).unwrap_or_else(lost)
+}
+
+/// What the cluster says of a run about whose program its machine says nothing.
+fn explained(seen: &Seen<'_>) -> Option<Outcome> {
+    let pod = seen.pod;
+    if seen.marks.cancelled.is_some() {
+        return Some(Outcome::Cancelled);
+    }
     match disruption(pod) {
-        Some(("DeletionByPodGC", message)) => Outcome::NodeLost(message.to_owned()),
-        Some((_, message)) => Outcome::Evicted(message.to_owned()),
-        None if pod_reason(pod).is_some() => Outcome::Evicted(words()),
+        Some(("DeletionByPodGC", message)) => Some(Outcome::NodeLost(message.to_owned())),
+        Some((_, message)) => Some(Outcome::Evicted(message.to_owned())),
         None if is_deleted(pod) => {
-            Outcome::Evicted("its pod was deleted by somebody else before the start".into())
+            let words = pod_reason(pod);
+            let deleted = || "its pod was deleted by somebody else".to_owned();
+            Some(Outcome::Evicted(words.unwrap_or_else(deleted)))
         }
-        None => refused(Cause::Engine),
+        None => pod_reason(pod).map(Outcome::Evicted),
     }
 }
 

@@ -31,7 +31,8 @@ service_main() {
 	mkdir -p "$work"/{run,log}
 	case $verb in up | stop | down | crash | push | forget | machine | fill | lose | remove | compact | second-api) ;; *) die "$usage" ;; esac
 	exec 9>"$work/run/lock-second"
-	flock -w 300 9 || die "another script has been at work on $work for 300 s"
+	# What is to be lost is so at once, whatever else is being done.
+	[ "$verb" = lose ] || flock -w 300 9 || die "another script has been at work on $work for 300 s"
 	"$verb" "$@"
 }
 
