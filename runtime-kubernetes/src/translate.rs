@@ -32,9 +32,9 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
     if let Some(failure) = &marks.failed {
         return RunPhase::Finished(Outcome::FailedToStart(failure.clone()));
     }
-    // A machine that was only away may say what became of it later.
-    if let Some(words) = &marks.lost {
-        return RunPhase::Finished(Outcome::NodeLost(words.clone()));
+    // A machine that was only away, or has forgotten it, may say otherwise by now.
+    if let Some(outcome) = &marks.ended {
+        return RunPhase::Finished(outcome.clone());
     }
     if let Some(ended) = terminated(pod, PROGRAM) {
         if is_unexplained(pod, ended) {
@@ -107,10 +107,10 @@ fn is_unexplained(pod: &Pod, ended: &ContainerStateTerminated) -> bool {
     is_by_signal(ended) && !is_running(pod, SIDECAR) && !has_ended(pod) && !is_deleted(pod)
 }
 
-/// A machine that has lost its memory says of what has run that it is to begin, and then ends it.
+/// A machine that has lost its memory of what has run says nothing of it, or that it is to begin, and
+/// then ends it. Of a pod that runs, the sidecar is the first of which it says more.
 fn is_forgotten(pod: &Pod) -> bool {
-    let ready = condition(pod, "Ready");
-    phase_word(pod) == "Running" && matches!(ready, Some((false, "PodFailed", _)))
+    phase_word(pod) == "Running" && !is_running(pod, SIDECAR) && terminated(pod, SIDECAR).is_none()
 }
 
 /// A machine that is gone leaves its containers as they were last seen. One that is there ends them

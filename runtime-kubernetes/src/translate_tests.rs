@@ -92,7 +92,7 @@ fn a_lost_machine_is_told_in_the_clusters_words() {
     for (name, words) in cases {
         let mut pod = recorded(name);
         // The pod itself tells it, before it is noted.
-        forget(&mut pod, "v6-runtime.lost");
+        forget(&mut pod, "v6-runtime.ended");
         match outcome(&pod) {
             Outcome::NodeLost(said) => assert!(said.contains(words), "{name}: {said}"),
             other => panic!("{name}: {other:?}"),
@@ -107,8 +107,33 @@ fn a_lost_machine_is_told_in_the_clusters_words() {
 #[test]
 fn what_was_said_of_a_lost_machine_stays_so() {
     let mut pod = recorded("drained");
-    note(&mut pod, "v6-runtime.lost", "it is gone");
-    assert_eq!(outcome(&pod), Outcome::NodeLost("it is gone".into()));
+    let gone = Outcome::NodeLost("it is gone".into());
+    note(
+        &mut pod,
+        "v6-runtime.ended",
+        &serde_json::to_string(&gone).unwrap(),
+    );
+    assert_eq!(outcome(&pod), gone);
+}
+
+/// A kubelet that starts on a full disk forgets how a pod's containers ended that it rejects.
+#[test]
+fn an_end_that_is_noted_outlives_the_machines_memory() {
+    let mut pod = recorded("rejected-waiting");
+    assert_eq!(outcome(&pod), Outcome::Exited(0));
+    forget(&mut pod, "v6-runtime.ended");
+    let Outcome::Evicted(said) = outcome(&pod) else {
+        panic!("{:?}", outcome(&pod));
+    };
+    assert!(
+        said.contains("The node had condition: [DiskPressure]"),
+        "{said}"
+    );
+    // As it was on the way there.
+    let status = pod.status.as_mut().unwrap();
+    status.phase = Some("Running".into());
+    status.container_statuses = None;
+    assert_eq!(judged(&pod, false), RunPhase::Stopping(StopCause::Engine));
 }
 
 /// Whether it ran, and how it ended: that it never ran must not be said of it.

@@ -305,3 +305,54 @@ async fn a_machine_that_is_lost_takes_its_runs_along_once_that_is_sure() {
     }
     machine.remove().await;
 }
+
+#[tokio::test]
+async fn zz_experiment() {
+    let bench = Bench::for_faults().await.unwrap();
+    let machine = Machine::new("x").await;
+    let nothing = json!({"key": "v6-tests/nothing", "operator": "Exists"});
+    let config = machine
+        .config(&bench, nothing)
+        .with_keep_booked(Duration::ZERO);
+    let cluster = KubernetesRuntime::connect(config).await.unwrap();
+    let sleeping = bench.probe(&cluster, "sleep 600000").await;
+    let waiting = bench
+        .probe(&cluster, "text /data/out left")
+        .await
+        .with_output(output("result"), file("/data/out", 1000));
+    cluster.run(&id("rejected"), &sleeping).await.unwrap();
+    cluster
+        .run(&id("rejected-waiting"), &waiting)
+        .await
+        .unwrap();
+    until_running(&cluster, &id("rejected")).await;
+    assert_eq!(
+        outcome(&cluster, "rejected-waiting").await,
+        Outcome::Exited(0)
+    );
+    services("lose", &[machine.name]).await;
+    services("fill", &[machine.name]).await;
+    let mut events = cluster.watch();
+    let look = async {
+        use futures_util::StreamExt;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(v6_runtime::WatchEvent::Changed(status)) => {
+                    eprintln!("{} {:?}", status.id, status.phase)
+                }
+                other => eprintln!("other {}", format!("{other:?}").len()),
+            }
+        }
+    };
+    let go = async {
+        services("machine", &[machine.name]).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+    };
+    tokio::select! { () = look => {}, () = go => {} }
+    for name in ["rejected", "rejected-waiting"] {
+        keep(&bench, &id(name)).await;
+        eprintln!("{name} {:?}", phase(&cluster, name).await);
+        common::remove(&cluster, &id(name)).await;
+    }
+    machine.remove().await;
+}
