@@ -66,6 +66,7 @@ fn ends_are_told_apart() {
         "deleted-by-force",
         "drained",
         "disk-full",
+        "rejected",
     ] {
         let outcome = outcome(&recorded(name));
         assert!(
@@ -116,23 +117,26 @@ fn what_was_said_of_a_lost_machine_stays_so() {
     assert_eq!(outcome(&pod), gone);
 }
 
-/// A kubelet that starts on a full disk forgets how a pod's containers ended that it rejects.
+/// A kubelet that starts on a full disk forgets now and then how the containers ended of a pod that it
+/// rejects: seen with one that had ended with 0.
 #[test]
 fn an_end_that_is_noted_outlives_the_machines_memory() {
+    let rejected = recorded("rejected").status.unwrap();
     let mut pod = recorded("rejected-waiting");
     assert_eq!(outcome(&pod), Outcome::Exited(0));
-    forget(&mut pod, "v6-runtime.ended");
-    let Outcome::Evicted(said) = outcome(&pod) else {
-        panic!("{:?}", outcome(&pod));
-    };
-    assert!(
-        said.contains("The node had condition: [DiskPressure]"),
-        "{said}"
-    );
-    // As it was on the way there.
     let status = pod.status.as_mut().unwrap();
-    status.phase = Some("Running".into());
+    status.phase = rejected.phase;
+    status.reason = rejected.reason;
+    status.message = rejected.message;
     status.container_statuses = None;
+    assert_eq!(outcome(&pod), Outcome::Exited(0));
+    forget(&mut pod, "v6-runtime.ended");
+    match outcome(&pod) {
+        Outcome::Evicted(said) => assert!(said.contains("[DiskPressure]"), "{said}"),
+        other => panic!("{other:?}"),
+    }
+    // As it was on the way there.
+    pod.status.as_mut().unwrap().phase = Some("Running".into());
     assert_eq!(judged(&pod, false), RunPhase::Stopping(StopCause::Engine));
 }
 

@@ -241,7 +241,10 @@ stop() {
 		[ ! -s "$other" ] || remove "$(basename "$other" .number)"
 	done
 	names
-	for name in second-proxy second-apiserver; do stop_program $name; done
+	stop_program second-proxy
+	# It waits for its watches to end, and has nothing to write down.
+	if alive second-apiserver; then kill -KILL "$(cut -d' ' -f1 "$work/run/second-apiserver.pid")"; fi
+	stop_program second-apiserver
 	# Nothing may start pods any more, before their processes are ended.
 	for name in kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
 	end_pods
