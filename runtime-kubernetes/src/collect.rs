@@ -60,7 +60,7 @@ fn check<'a>(look: &'a Look, output: &OutputName) -> Result<&'a StoredOutput> {
     if !look.status.phase.is_finished() {
         return Err(Error::new(ErrorKind::NotReady, "the run has not finished"));
     }
-    if !translate::has_run(&look.pod) {
+    if !translate::has_run(&look.pod) && look.marks.ended.is_none() {
         return Err(Error::new(ErrorKind::NotFound, "its program never ran"));
     }
     if !translate::has_sidecar(&look.pod) {

@@ -64,6 +64,26 @@ fn container<'a>(pod: &'a Pod, name: &str) -> &'a Container {
 }
 
 #[test]
+fn where_pods_may_go_is_the_operators() {
+    let tolerated = serde_json::json!([{"key": "dedicated", "value": "research"}]);
+    let affinity = serde_json::json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}});
+    let added = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let config = config()
+        .with_tolerations(crate::tolerations(&tolerated).unwrap())
+        .with_affinity(Some(crate::affinity(&affinity).unwrap()))
+        .with_annotations([added("sidecar.istio.io/inject", "false")].into());
+    let pod = made(&spec(), &config);
+    let annotations = pod.metadata.annotations.as_ref().unwrap();
+    assert_eq!(annotations["sidecar.istio.io/inject"], "false");
+    let id = RunId::new("run-1").unwrap();
+    assert!(Record::read(id, &pod).is_ok(), "its own are there, too");
+    let spec = pod.spec.unwrap();
+    let key = spec.tolerations.unwrap().remove(0).key;
+    assert_eq!(key.as_deref(), Some("dedicated"));
+    assert!(spec.affinity.unwrap().node_affinity.is_some());
+}
+
+#[test]
 fn every_container_has_the_floor() {
     let pod = made(&spec(), &config());
     let spec = pod.spec.as_ref().unwrap();

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use v6_runtime::{
-    Annotations, EgressGrant, OutputKind, OutputName, Owner, ResolvedImage, RunId, RunSpec,
-    SpecDigest, StartFailure,
+    Annotations, EgressGrant, Outcome, OutputKind, OutputName, Owner, ResolvedImage, RunId,
+    RunSpec, SpecDigest, StartFailure,
 };
 
 use crate::error::{Error, Result};
@@ -53,7 +53,7 @@ const DRIVER: &str = "v6-runtime.driver";
 pub(crate) const STORED: &str = "v6-runtime.stored";
 const CANCELLED: &str = "v6-runtime.cancelled";
 const FAILED: &str = "v6-runtime.failed";
-const LOST: &str = "v6-runtime.lost";
+const ENDED: &str = "v6-runtime.ended";
 const REMOVING: &str = "v6-runtime.removing";
 
 /// The cluster's name of a run's pod.
@@ -314,8 +314,8 @@ pub(crate) struct Marks {
     pub(crate) stored: bool,
     pub(crate) cancelled: Option<SystemTime>,
     pub(crate) failed: Option<StartFailure>,
-    /// The cluster has given its machine up, in these words.
-    pub(crate) lost: Option<String>,
+    /// How it ended, should its machine say otherwise later, or nothing.
+    pub(crate) ended: Option<Outcome>,
     /// A cleanup has begun: for everybody else there is no such run any more.
     pub(crate) removing: bool,
 }
@@ -327,7 +327,7 @@ impl Marks {
             stored: annotation(pod, STORED).is_some(),
             cancelled: annotation(pod, CANCELLED).and_then(time::from_text),
             failed: annotation(pod, FAILED).and_then(|text| serde_json::from_str(text).ok()),
-            lost: annotation(pod, LOST).map(str::to_owned),
+            ended: annotation(pod, ENDED).and_then(|text| serde_json::from_str(text).ok()),
             removing: annotation(pod, REMOVING).is_some(),
         }
     }
@@ -352,11 +352,15 @@ pub(crate) fn note_failed(failure: &StartFailure) -> Result<serde_json::Value> {
     Ok(note(FAILED, &text))
 }
 
-/// Notes that the machine of this very pod is gone.
-pub(crate) fn note_lost(words: &str, uid: &str) -> serde_json::Value {
-    let mut change = note(LOST, words);
+/// Notes how the run of this very pod ended.
+pub(crate) fn note_ended(outcome: &Outcome, uid: &str) -> Result<serde_json::Value> {
+    let text = serde_json::to_string(outcome).map_err(|error| Error::Record {
+        name: "an outcome".into(),
+        why: error.to_string(),
+    })?;
+    let mut change = note(ENDED, &text);
     change["metadata"]["uid"] = uid.into();
-    change
+    Ok(change)
 }
 
 /// Notes that a cleanup of this very pod has begun.

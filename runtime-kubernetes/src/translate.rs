@@ -32,11 +32,14 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
     if let Some(failure) = &marks.failed {
         return RunPhase::Finished(Outcome::FailedToStart(failure.clone()));
     }
-    // A machine that was only away may say what became of it later.
-    if let Some(words) = &marks.lost {
-        return RunPhase::Finished(Outcome::NodeLost(words.clone()));
+    // A machine that was only away, or has forgotten it, may say otherwise by now.
+    if let Some(outcome) = &marks.ended {
+        return RunPhase::Finished(outcome.clone());
     }
     if let Some(ended) = terminated(pod, PROGRAM) {
+        if is_unexplained(pod, ended) {
+            return RunPhase::Stopping(stop_cause(marks));
+        }
         return RunPhase::Finished(outcome(seen, ended));
     }
     if is_running(pod, PROGRAM) {
@@ -50,6 +53,9 @@ pub(crate) fn phase(seen: &Seen<'_>) -> RunPhase {
     }
     if has_ended(pod) {
         return RunPhase::Finished(never_ran(seen));
+    }
+    if is_forgotten(pod) {
+        return RunPhase::Stopping(stop_cause(marks));
     }
     if is_deleted(pod) {
         // A pod that no machine has ends at once.
@@ -95,6 +101,18 @@ fn stop_cause(marks: &Marks) -> StopCause {
     }
 }
 
+/// A machine that ends a pod for reasons of its own tells the ends of its containers first, and that
+/// it was its own doing only when it is through.
+fn is_unexplained(pod: &Pod, ended: &ContainerStateTerminated) -> bool {
+    is_by_signal(ended) && !is_running(pod, SIDECAR) && !has_ended(pod) && !is_deleted(pod)
+}
+
+/// A machine that has lost its memory of what has run says nothing of it, or that it is to begin, and
+/// then ends it. Of a pod that runs, the sidecar is the first of which it says more.
+fn is_forgotten(pod: &Pod) -> bool {
+    phase_word(pod) == "Running" && !is_running(pod, SIDECAR) && terminated(pod, SIDECAR).is_none()
+}
+
 /// A machine that is gone leaves its containers as they were last seen. One that is there ends them
 /// before it says that their pod has ended: this was said by others, who have given the machine up.
 fn has_gone(pod: &Pod) -> Option<Outcome> {
@@ -133,6 +151,11 @@ fn outcome(seen: &Seen<'_>, state: &ContainerStateTerminated) -> Outcome {
     let code = state.exit_code;
     let reason = state.reason.as_deref().unwrap_or_default();
     let message = state.message.as_deref().unwrap_or_default();
+    // A machine that has forgotten it says neither when it started nor how it ended.
+    if reason == "ContainerStatusUnknown" {
+        let lost = || Outcome::Lost(or(message, "the machine has forgotten the container"));
+        return explained(seen).unwrap_or_else(lost);
+    }
     if !has_started(state) {
         return match reason {
             "StartError" | "ContainerCannotRun" => {
@@ -147,7 +170,7 @@ fn outcome(seen: &Seen<'_>, state: &ContainerStateTerminated) -> Outcome {
         .map_or(seen.now, time::from_cluster);
     // The cluster's times have whole seconds: within the second of the request, only what looks
     // like its work is.
-    let by_signal = code == 137 || code == 143;
+    let by_signal = is_by_signal(state);
     let told = |at: SystemTime| {
         let at = time::floor(at);
         at < ended || (at == ended && by_signal)
@@ -160,9 +183,6 @@ fn outcome(seen: &Seen<'_>, state: &ContainerStateTerminated) -> Outcome {
     }
     if reason == "OOMKilled" {
         return Outcome::OutOfMemory;
-    }
-    if reason == "ContainerStatusUnknown" {
-        return Outcome::Lost(or(message, "the machine has forgotten the container"));
     }
     if by_signal {
         if let Some((_, message)) = disruption(seen.pod) {
@@ -210,14 +230,26 @@ fn never_ran(seen: &Seen<'_>) -> Outcome {
     if record.deadline.is_some_and(|deadline| deadline <= seen.now) && is_deleted(pod) {
         return Outcome::DeadlineExceeded;
     }
+    // Whether it never ran, nobody has said.
+    let lost = || Outcome::Lost("its pod has ended, and its machine does not say how".into());
+    explained(seen).unwrap_or_else(lost)
+}
+
+/// What the cluster says of a run about whose program its machine says nothing.
+fn explained(seen: &Seen<'_>) -> Option<Outcome> {
+    let pod = seen.pod;
+    if seen.marks.cancelled.is_some() {
+        return Some(Outcome::Cancelled);
+    }
     match disruption(pod) {
-        Some(("DeletionByPodGC", message)) => Outcome::NodeLost(message.to_owned()),
-        Some((_, message)) => Outcome::Evicted(message.to_owned()),
-        None if pod_reason(pod).is_some() => Outcome::Evicted(words()),
+        Some(("DeletionByPodGC", message)) => Some(Outcome::NodeLost(message.to_owned())),
+        Some((_, message)) => Some(Outcome::Evicted(message.to_owned())),
         None if is_deleted(pod) => {
-            Outcome::Evicted("its pod was deleted by somebody else before the start".into())
+            let words = pod_reason(pod);
+            let deleted = || "its pod was deleted by somebody else".to_owned();
+            Some(Outcome::Evicted(words.unwrap_or_else(deleted)))
         }
-        None => refused(Cause::Engine),
+        None => pod_reason(pod).map(Outcome::Evicted),
     }
 }
 
@@ -460,6 +492,10 @@ pub(crate) fn waiting_since(pod: &Pod, created: SystemTime) -> SystemTime {
 fn phase_word(pod: &Pod) -> &str {
     let status = pod.status.as_ref();
     status.and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+fn is_by_signal(state: &ContainerStateTerminated) -> bool {
+    state.exit_code == 137 || state.exit_code == 143
 }
 
 fn has_started(state: &ContainerStateTerminated) -> bool {

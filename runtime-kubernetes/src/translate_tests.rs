@@ -60,13 +60,120 @@ fn ends_are_told_apart() {
     for (name, expected) in cases {
         assert_eq!(outcome(&recorded(name)), expected, "{name}");
     }
-    for name in ["evicted", "deleted", "deleted-by-force"] {
+    for name in [
+        "evicted",
+        "deleted",
+        "deleted-by-force",
+        "drained",
+        "disk-full",
+        "rejected",
+    ] {
         let outcome = outcome(&recorded(name));
         assert!(
             matches!(outcome, Outcome::Evicted(_)),
             "{name}: {outcome:?}"
         );
     }
+}
+
+/// The outputs of one that had ended are gone, and its end is as it was.
+#[test]
+fn a_drain_does_not_change_an_end() {
+    let pod = recorded("drained-waiting");
+    assert_eq!(outcome(&pod), Outcome::Exited(0));
+    assert!(!translate::has_sidecar(&pod));
+}
+
+#[test]
+fn a_lost_machine_is_told_in_the_clusters_words() {
+    let cases = [
+        ("machine-lost", "NoExecute taint"),
+        ("lost-and-forced", "testnode-lost"),
+    ];
+    for (name, words) in cases {
+        let mut pod = recorded(name);
+        // The pod itself tells it, before it is noted.
+        forget(&mut pod, "v6-runtime.ended");
+        match outcome(&pod) {
+            Outcome::NodeLost(said) => assert!(said.contains(words), "{name}: {said}"),
+            other => panic!("{name}: {other:?}"),
+        }
+        // Until the cluster gives the machine up, nothing is sure.
+        pod.status.as_mut().unwrap().phase = Some("Running".into());
+        assert_eq!(judged(&pod, false), RunPhase::Stopping(StopCause::Engine));
+    }
+}
+
+/// The machine was there all the time, and ends the run.
+#[test]
+fn what_was_said_of_a_lost_machine_stays_so() {
+    let mut pod = recorded("drained");
+    let gone = Outcome::NodeLost("it is gone".into());
+    note(
+        &mut pod,
+        "v6-runtime.ended",
+        &serde_json::to_string(&gone).unwrap(),
+    );
+    assert_eq!(outcome(&pod), gone);
+}
+
+/// A kubelet that starts on a full disk forgets now and then how the containers ended of a pod that it
+/// rejects: seen with one that had ended with 0.
+#[test]
+fn an_end_that_is_noted_outlives_the_machines_memory() {
+    let rejected = recorded("rejected").status.unwrap();
+    let mut pod = recorded("rejected-waiting");
+    assert_eq!(outcome(&pod), Outcome::Exited(0));
+    let status = pod.status.as_mut().unwrap();
+    status.phase = rejected.phase;
+    status.reason = rejected.reason;
+    status.message = rejected.message;
+    status.container_statuses = None;
+    assert_eq!(outcome(&pod), Outcome::Exited(0));
+    forget(&mut pod, "v6-runtime.ended");
+    match outcome(&pod) {
+        Outcome::Evicted(said) => assert!(said.contains("[DiskPressure]"), "{said}"),
+        other => panic!("{other:?}"),
+    }
+    // As it was on the way there.
+    pod.status.as_mut().unwrap().phase = Some("Running".into());
+    assert_eq!(judged(&pod, false), RunPhase::Stopping(StopCause::Engine));
+}
+
+/// Whether it ran, and how it ended: that it never ran must not be said of it.
+#[test]
+fn what_a_machine_has_forgotten_is_lost() {
+    let mut pod = recorded("forgotten");
+    let lost = outcome(&pod);
+    assert!(matches!(lost, Outcome::Lost(_)), "{lost:?}");
+    // As it was seen on the way there.
+    let status = pod.status.as_mut().unwrap();
+    for container in status.container_statuses.as_mut().unwrap() {
+        container.state =
+            serde_json::from_str(r#"{"waiting": {"reason": "PodInitializing"}}"#).ok();
+    }
+    let lost = outcome(&pod);
+    assert!(matches!(lost, Outcome::Lost(_)), "{lost:?}");
+    pod.status.as_mut().unwrap().phase = Some("Running".into());
+    assert_eq!(judged(&pod, false), RunPhase::Stopping(StopCause::Engine));
+}
+
+/// A machine that ends a pod by itself says first that its containers were killed, and then why.
+#[test]
+fn a_kill_without_a_sidecar_is_not_told_before_its_reason() {
+    let mut pod = recorded("disk-full");
+    let status = pod.status.as_mut().unwrap();
+    status.phase = Some("Running".into());
+    status.reason = None;
+    status.message = None;
+    status
+        .conditions
+        .as_mut()
+        .unwrap()
+        .retain(|it| it.type_ != "DisruptionTarget");
+    assert_eq!(judged(&pod, false), RunPhase::Stopping(StopCause::Engine));
+    // With the sidecar there, it is the program's own end.
+    assert_eq!(outcome(&recorded("exited-137")), Outcome::Exited(137));
 }
 
 #[test]

@@ -85,9 +85,14 @@ impl Shared {
             look.record.id.clone(),
             self.config.keep_booked,
         );
+        // Who waits longer is more likely to meet a machine that forgets it.
+        let note = noted_end(look);
         self.care(&look.record.id, Care::Booking, || {
             self.spawn(async move {
                 tokio::time::sleep(after).await;
+                if let Some(note) = note {
+                    shared.note_end(&of, &note).await;
+                }
                 let name = shared.name(&of);
                 // Where this cannot be, the wait costs more.
                 if let Err(error) = shared.cluster.shrink_pod(&name, PROGRAM).await {
@@ -97,23 +102,24 @@ impl Shared {
         });
     }
 
-    /// Notes what was said of a run whose machine is gone: that may come back, and know otherwise.
+    /// Notes at once what was said of a run whose machine is gone: that may come back, and know otherwise.
     fn note_loss(self: &Arc<Self>, look: &Look) {
-        let RunPhase::Finished(Outcome::NodeLost(words)) = &look.status.phase else {
-            return;
-        };
-        if look.marks.lost.is_some() {
+        if !matches!(look.status.phase, RunPhase::Finished(Outcome::NodeLost(_))) {
             return;
         }
-        let note = record::note_lost(words, look.uid());
+        let Some(note) = noted_end(look) else {
+            return;
+        };
         let (shared, of) = (self.clone(), look.record.id.clone());
         self.care(&look.record.id, Care::Loss, || {
-            self.spawn(async move {
-                if let Err(error) = shared.patch(&shared.name(&of), &note).await {
-                    tracing::warn!(run = %of, %error, "a lost machine could not be noted");
-                }
-            })
+            self.spawn(async move { shared.note_end(&of, &note).await })
         });
+    }
+
+    async fn note_end(&self, id: &RunId, note: &serde_json::Value) {
+        if let Err(error) = self.patch(&self.name(id), note).await {
+            tracing::warn!(run = %id, %error, "how a run ended could not be noted");
+        }
     }
 
     /// A process that is gone says nothing any more, and nothing else shows it.
@@ -180,6 +186,16 @@ impl Shared {
                 self.spawn(async move { shared.release(&of).await })
             });
         }
+    }
+}
+
+/// What is to be noted of a run that is over, unless it is.
+fn noted_end(look: &Look) -> Option<serde_json::Value> {
+    match &look.status.phase {
+        RunPhase::Finished(outcome) if look.marks.ended.is_none() => {
+            record::note_ended(outcome, look.uid()).ok()
+        }
+        _ => None,
     }
 }
 

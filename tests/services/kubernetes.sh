@@ -10,11 +10,10 @@
 #                                                      a node's account in it, images
 #   kubernetes.sh forget WORKDIR   takes from the node every image of a repository v6-conformance/...
 #   kubernetes.sh crash WORKDIR    kills the API server at once; `up` starts it again
-#   kubernetes.sh machine WORKDIR NAME [--full]
-#                                  adds a machine NAME, as node testnode-NAME, with a network
-#                                  and disks of its own; with --full it takes its disk for full.
-#                                  Its pods have to tolerate the taint v6-tests/machine. Again, it
-#                                  brings back what does not run of it
+#   kubernetes.sh machine WORKDIR NAME  adds a machine NAME, as node testnode-NAME, with a network
+#                                  and a disk of its own. Its pods have to tolerate the taint
+#                                  v6-tests/machine. Again, it brings back what does not run of it
+#   kubernetes.sh fill WORKDIR NAME     fills its disk
 #   kubernetes.sh lose WORKDIR NAME     kills its kubelet at once; its containers run on
 #   kubernetes.sh remove WORKDIR NAME   takes it away again
 #   kubernetes.sh compact WORKDIR  has etcd forget all versions but the newest
@@ -43,7 +42,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 names() {
 	dir=$work/kubernetes
-	at=$dir suffix='' inside=() cgroup='' taints='' must_be_free=''
+	at=$dir suffix='' inside=() cgroup='' taints='' must_be_free=1%
 	socket=$at/containerd/containerd.sock
 	bridge=v6kube0
 	node=testnode pods=10.244.0 services=10.96.0
@@ -238,11 +237,14 @@ crash() {
 stop() {
 	local other
 	names
-	for other in "$work"/m/*/number; do
-		[ ! -s "$other" ] || remove "$(basename "$(dirname "$other")")"
+	for other in "$work"/m/*.number; do
+		[ ! -s "$other" ] || remove "$(basename "$other" .number)"
 	done
 	names
-	for name in second-proxy second-apiserver; do stop_program $name; done
+	stop_program second-proxy
+	# It waits for its watches to end, and has nothing to write down.
+	if alive second-apiserver; then kill -KILL "$(cut -d' ' -f1 "$work/run/second-apiserver.pid")"; fi
+	stop_program second-apiserver
 	# Nothing may start pods any more, before their processes are ended.
 	for name in kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
 	end_pods

@@ -200,7 +200,7 @@ async fn a_machine_that_is_drained_or_full_loses_what_is_there() {
         .change(json!({"spec": {"unschedulable": null}}))
         .await;
     until_running(&cluster, &id("disk-full")).await;
-    services("machine", &[machine.name, "--full"]).await;
+    services("fill", &[machine.name]).await;
     let ended = outcome(&cluster, "disk-full").await;
     assert!(evicted(&ended, "low on resource"), "{ended:?}");
     keep(&bench, &id("disk-full")).await;
@@ -226,12 +226,16 @@ async fn a_machine_that_is_lost_takes_its_runs_along_once_that_is_sure() {
     let other = Bench::for_faults().await.unwrap();
     let anything = json!({"operator": "Exists"});
     let patient = machine.connect(&other, anything).await;
-    patient.run(&id("lost-and-forced"), &spec).await.unwrap();
-    let steps = "sleep 12000 then text /data/out left then echo done";
+    for name in ["lost-and-forced", "forgotten"] {
+        patient.run(&id(name), &spec).await.unwrap();
+    }
+    let steps = "sleep 20000 then text /data/out left then echo done";
     let back = other.probe(&patient, steps).await;
     let back = back.with_output(output("result"), file("/data/out", 1000));
     until_running(&impatient, &id("machine-lost")).await;
-    until_running(&patient, &id("lost-and-forced")).await;
+    for name in ["lost-and-forced", "forgotten"] {
+        until_running(&patient, &id(name)).await;
+    }
     patient.run(&id("back"), &back).await.unwrap();
     until_running(&patient, &id("back")).await;
 
@@ -285,7 +289,18 @@ async fn a_machine_that_is_lost_takes_its_runs_along_once_that_is_sure() {
     let left = patient.collect_bytes(&of, &result, 1000).await;
     assert_eq!(left.unwrap(), "left");
     assert_eq!(outcome(&patient, "lost-and-forced").await, forced);
-    for name in ["lost-and-forced", "back"] {
+    assert_eq!(phase(&patient, "forgotten").await, RunPhase::Running);
+
+    // Another takes its place, under its name, and knows nothing.
+    services("remove", &[machine.name]).await;
+    services("machine", &[machine.name]).await;
+    let forgotten = outcome(&patient, "forgotten").await;
+    assert!(
+        matches!(&forgotten, Outcome::Lost(said) if !said.is_empty()),
+        "{forgotten:?}"
+    );
+    keep(&other, &id("forgotten")).await;
+    for name in ["lost-and-forced", "forgotten", "back"] {
         common::remove(&patient, &id(name)).await;
     }
     machine.remove().await;

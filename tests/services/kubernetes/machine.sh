@@ -21,8 +21,9 @@ machine_names() {
 	# Not `ip netns exec`, which hides the control groups.
 	inside=(nsenter "--net=/run/netns/$namespace" --)
 	socket=$at/containerd.sock
+	must_be_free=20%
 	taints="{key: v6-tests/machine, value: $1, effect: NoSchedule}"
-	number=$(cat "$at/number" 2>/dev/null) || number=''
+	number=$(cat "$at.number" 2>/dev/null) || number=''
 	machine_addresses
 }
 machine_addresses() {
@@ -34,24 +35,22 @@ machine_addresses() {
 	here_ip=10.244.250.$((4 * number + 1)) there_ip=10.244.250.$((4 * number + 2))
 }
 
-machine() { # NAME [--full]
+machine() { # NAME
 	local other
 	machine_names "$1"
-	case ${2:-} in
-		'') ;;
-		--full) must_be_free=99% ;;
-		*) die "machine: unknown option $2" ;;
-	esac
 	alive kube-apiserver || die "the cluster does not run"
 	programs
+	mkdir -p "$at"
+	# A small disk, in memory.
+	mountpoint -q "$at" || mount -t tmpfs -o size=512m,mode=700 "machine-$1" "$at" || die "$at cannot be mounted"
 	mkdir -p "$at"/{etc/cni,containerd,images}
 	if [ -z "$number" ]; then
 		number=1
-		for other in "$work"/m/*/number; do
+		for other in "$work"/m/*.number; do
 			if [ -s "$other" ] && [ "$(cat "$other")" -ge "$number" ]; then number=$(($(cat "$other") + 1)); fi
 		done
 		[ $number -lt 60 ] || die "there are too many machines"
-		echo "$number" >"$at/number"
+		echo "$number" >"$at.number"
 		machine_addresses
 	fi
 	machine_network
@@ -61,9 +60,6 @@ machine() { # NAME [--full]
 			-server "https://$first_ip:$api_port"
 	fi
 	node_containerd
-	# What is asked for differs: it is read at the start.
-	if [ "$(cat "$at/must-be-free" 2>/dev/null)" != "$must_be_free" ]; then stop_program "kubelet$suffix"; fi
-	echo "$must_be_free" >"$at/must-be-free"
 	node_kubelet
 	node_netpol
 	echo "$node"
@@ -135,6 +131,15 @@ machine_cgroup() {
 	done
 }
 
+# All that is free, but for a tenth of what has to be.
+fill() { # NAME
+	local free size
+	machine_names "$1"
+	[ -n "$number" ] || die "there is no machine $1"
+	read -r free size < <(df --output=avail,size -B 1024 "$at" | tail -n 1)
+	fallocate -l $(((free - size / 50) * 1024)) "$at/fill" || die "the disk of $1 cannot be filled"
+}
+
 lose() { # NAME
 	local pid
 	machine_names "$1"
@@ -160,5 +165,7 @@ remove() { # NAME
 	# Its end there, and all that is in the namespace, go with it.
 	ip link delete "$link" 2>/dev/null || true
 	[ ! -e "/run/netns/$namespace" ] || ip netns delete "$namespace" || say "cannot remove the network of $1"
+	if mountpoint -q "$at"; then umount "$at" || umount -l "$at" || say "cannot unmount $at"; fi
 	remove_tree "$at"
+	rm -f "$at.number"
 }

@@ -157,7 +157,7 @@ node_kubelet() {
 		kubeAPIBurst: 400
 		imageGCHighThresholdPercent: 100
 		imageGCLowThresholdPercent: 99
-		evictionHard: {memory.available: 200Mi, nodefs.available: ${must_be_free:-1%}, imagefs.available: 1%}
+		evictionHard: {memory.available: 200Mi, nodefs.available: $must_be_free, imagefs.available: $must_be_free}
 		evictionPressureTransitionPeriod: 1s
 	END
 	start_program "kubelet$suffix" "${inside[@]}" "$dir/bin/testcluster" kubelet --config="$at/etc/kubelet.yaml" \
