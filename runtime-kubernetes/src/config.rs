@@ -56,8 +56,10 @@ pub struct KubernetesConfig {
     pub labels: BTreeMap<String, String>,
     /// How a run is held back until its network is denied.
     pub gate: Gate,
+    /// Where what a run leaves is kept until it is collected.
+    pub outputs: Outputs,
     /// After how long a run that has ended is booked no more than its waiting outputs need; 30 s. It takes
-    /// Kubernetes 1.33.
+    /// Kubernetes 1.33, and is about outputs that are kept in the pod.
     pub keep_booked: Duration,
     /// The longest wait for an answer to one call; 30 s. Transfers of files may take longer.
     pub call_timeout: Duration,
@@ -65,6 +67,22 @@ pub struct KubernetesConfig {
     pub start_timeout: Duration,
     /// How long for a registry that does not answer; 3 minutes.
     pub pull_timeout: Duration,
+}
+
+/// Where the outputs of a run are from its start until its cleanup.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outputs {
+    /// In its pod, which waits until they were collected: nothing but the cluster's machines is
+    /// needed, and they go when the pod is ended, as by a drain of its machine.
+    #[default]
+    Pod,
+    /// On a claim of its own. They outlive the pod, which ends with the program; a small pod reads them.
+    /// A run that may change a volume keeps them in its pod all the same.
+    Claim {
+        /// The class of storage; `None` is the cluster's default.
+        storage_class: Option<String>,
+    },
 }
 
 /// What must be seen from inside a pod before its program starts.
@@ -120,6 +138,7 @@ impl KubernetesConfig {
             priority_class: None,
             labels: BTreeMap::new(),
             gate: Gate::default(),
+            outputs: Outputs::default(),
             keep_booked: Duration::from_secs(30),
             call_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(600),
@@ -178,6 +197,7 @@ setters! {
     with_priority_class priority_class: Option<String>,
     with_labels labels: BTreeMap<String, String>,
     with_gate gate: Gate,
+    with_outputs outputs: Outputs,
     with_keep_booked keep_booked: Duration,
     with_call_timeout call_timeout: Duration,
     with_start_timeout start_timeout: Duration,

@@ -49,7 +49,7 @@ pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
         );
         return Err(Error::Config(why));
     }
-    let missing = rights::missing(&cluster).await?;
+    let missing = rights::missing(&cluster, &config.outputs).await?;
     if !missing.is_empty() {
         let why = format!(
             "in the namespace {} these rights are missing: {}; apply what `rbac` gives",

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use v6_runtime::{
@@ -12,6 +12,7 @@ use v6_runtime::{
     RunSpec, SpecDigest,
 };
 
+use crate::claim;
 use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::look::Look;
@@ -90,13 +91,14 @@ impl Shared {
         let (name, value) = self.driver().annotation();
         let annotations = body.metadata.annotations.get_or_insert_default();
         annotations.insert(name, value);
+        let claim = claim::is_wanted(spec, &self.config).then(|| claim::body(&parts));
         let driven = Driven::new(self, id);
         let Some(made) = self.make_pod(&record, &body).await? else {
             return Ok(None);
         };
         let stored = tokio::select! {
             biased;
-            stored = Box::pin(self.store(&record, spec, contents, &made)) => stored,
+            stored = Box::pin(self.store(&record, spec, claim, contents, &made)) => stored,
             never = self.keep_saying_so(id) => match never {},
             () = dropped.cancelled() => {
                 let message = "the call was dropped while its input was stored";
@@ -173,12 +175,18 @@ impl Shared {
         self: &Arc<Self>,
         record: &Record,
         spec: &RunSpec,
+        claim: Option<PersistentVolumeClaim>,
         contents: Contents,
         pod: &Pod,
     ) -> Result<Pod> {
         let key = contents.key.clone();
+        if let Some(claim) = claim {
+            self.store_once(|| self.cluster.create_claim(&claim))
+                .await?;
+        }
         for secret in contents.secrets(self.owner(), record, pod) {
-            self.store_secret(&secret).await?;
+            self.store_once(|| self.cluster.create_secret(&secret))
+                .await?;
         }
         let gone = || Error::Record {
             name: record.id.to_string(),
@@ -215,10 +223,14 @@ impl Shared {
         stored.ok_or_else(gone)
     }
 
-    async fn store_secret(&self, secret: &k8s_openapi::api::core::v1::Secret) -> Result<()> {
+    /// Makes something of a name of our own.
+    async fn store_once<F>(&self, make: impl Fn() -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
         let mut tries = 0;
         loop {
-            match self.cluster.create_secret(secret).await {
+            match make().await {
                 // Nobody else knows the name: an earlier call got through, and its answer did not.
                 Err(error) if error.status() == Some(409) => return Ok(()),
                 Err(error) if error.is_unanswered() && tries < TRIES => tries += 1,

@@ -69,7 +69,7 @@ impl Shared {
 
     /// Books no more for a run that is over than what keeps its outputs, should they not be fetched soon.
     fn give_back(self: &Arc<Self>, look: &Look) {
-        if !translate::has_sidecar(&look.pod) || !translate::books(&look.pod) {
+        if !translate::waits(&look.pod) || !translate::books(&look.pod) {
             return;
         }
         let (shared, of, after) = (
@@ -296,6 +296,7 @@ async fn list(shared: &Arc<Shared>) -> Result<String> {
     for look in &looks {
         shared.attend(look);
     }
+    shared.remove_leftovers();
     Ok(version)
 }
 
