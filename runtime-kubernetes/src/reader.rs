@@ -1,6 +1,7 @@
 //! The pod that reads a run's outputs from their claim: the run's own has ended by then, or is gone
 //! with its machine. In it is the helper alone. It is found again by its name, serves all outputs of
-//! its run, and ends by itself when nobody asks any more.
+//! its run, and ends by itself when nobody asks any more; what is left of it
+//! then goes with the leftovers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::look::Look;
 use crate::pod::{KEY_DIR, OUT_DIR, SIDECAR, dns, helper, pod_floor};
 use crate::record;
-use crate::state::{Care, Shared};
+use crate::state::Shared;
 use crate::translate;
 use crate::tunnel::Tunnel;
 use crate::volumes::{OUT, key, mount};
@@ -43,7 +44,6 @@ impl Shared {
             let why = match &found {
                 None => {
                     self.make_reader(look, claim, &name).await?;
-                    self.watch_reader(&record.id, &name);
                     "it was only just made".to_owned()
                 }
                 Some(pod) if !self.is_reader(&record.id, pod) => {
@@ -61,10 +61,7 @@ impl Shared {
                         self.tunnels
                             .sidecar(&self.cluster, &record.id, pod, &key, incoming);
                     match Box::pin(opened).await.map_err(Public::from) {
-                        Ok(tunnel) => {
-                            self.watch_reader(&record.id, &name);
-                            return Ok(tunnel);
-                        }
+                        Ok(tunnel) => return Ok(tunnel),
                         Err(error) if error.is_retryable() => error.to_string(),
                         Err(error) => return Err(error.into()),
                     }
@@ -147,32 +144,6 @@ impl Shared {
         let name = about.name.as_deref().unwrap_or_default();
         let uid = about.uid.as_deref().unwrap_or_default();
         self.cluster.delete_pod(name, uid, 1).await.map(drop)
-    }
-
-    /// Removes it when it has ended for want of something to do.
-    fn watch_reader(self: &Arc<Self>, id: &RunId, name: &str) {
-        let (shared, name) = (self.clone(), name.to_owned());
-        self.care(id, Care::Reader, || {
-            self.spawn(async move {
-                loop {
-                    tokio::time::sleep(IDLE).await;
-                    let removed = match shared.cluster.pod(&name).await {
-                        Ok(Some(pod)) if translate::has_ended(&pod) => {
-                            shared.remove_reader(&pod).await
-                        }
-                        Ok(Some(_)) => continue,
-                        Ok(None) => return,
-                        Err(error) => Err(error),
-                    };
-                    match removed {
-                        Ok(()) => return,
-                        Err(error) => {
-                            tracing::debug!(name, %error, "a pod that has read outputs is left");
-                        }
-                    }
-                }
-            })
-        });
     }
 }
 

@@ -96,9 +96,19 @@ impl Shared {
         let Some(made) = self.make_pod(&record, &body).await? else {
             return Ok(None);
         };
+        let claimed = tokio::select! {
+            biased;
+            // To its end: one that comes to be behind our back has no owner with which it would go.
+            claimed = Box::pin(self.store_claim(claim)) => claimed,
+            never = self.keep_saying_so(id) => match never {},
+        };
+        let store = async {
+            claimed?;
+            Box::pin(self.store(&record, spec, contents, &made)).await
+        };
         let stored = tokio::select! {
             biased;
-            stored = Box::pin(self.store(&record, spec, claim, contents, &made)) => stored,
+            stored = Box::pin(store) => stored,
             never = self.keep_saying_so(id) => match never {},
             () = dropped.cancelled() => {
                 let message = "the call was dropped while its input was stored";
@@ -175,15 +185,10 @@ impl Shared {
         self: &Arc<Self>,
         record: &Record,
         spec: &RunSpec,
-        claim: Option<PersistentVolumeClaim>,
         contents: Contents,
         pod: &Pod,
     ) -> Result<Pod> {
         let key = contents.key.clone();
-        if let Some(claim) = claim {
-            self.store_once(|| self.cluster.create_claim(&claim))
-                .await?;
-        }
         for secret in contents.secrets(self.owner(), record, pod) {
             self.store_once(|| self.cluster.create_secret(&secret))
                 .await?;
@@ -221,6 +226,13 @@ impl Shared {
             tracing::debug!(run = %record.id, %error, "the helper will be told again");
         }
         stored.ok_or_else(gone)
+    }
+
+    async fn store_claim(&self, claim: Option<PersistentVolumeClaim>) -> Result<()> {
+        match claim {
+            Some(claim) => self.store_once(|| self.cluster.create_claim(&claim)).await,
+            None => Ok(()),
+        }
     }
 
     /// Makes something of a name of our own.

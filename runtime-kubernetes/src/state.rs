@@ -58,8 +58,6 @@ pub(crate) enum Care {
     Driver,
     /// That its outputs are fetched.
     Booking,
-    /// That nobody reads its outputs any more.
-    Reader,
     /// That what is left of it goes.
     Removal,
 }
@@ -144,7 +142,7 @@ impl Shared {
     pub(crate) fn settle(&self, id: &RunId) {
         if let Some(live) = self.live().get_mut(id) {
             live.tasks.retain(|kind, task| {
-                let stays = matches!(kind, Care::Removal | Care::Booking | Care::Reader);
+                let stays = matches!(kind, Care::Removal | Care::Booking);
                 if !stays {
                     task.abort();
                 }
@@ -157,7 +155,6 @@ impl Shared {
     pub(crate) fn forget(&self, id: &RunId) {
         self.settle(id);
         self.leave(id, Care::Booking);
-        self.leave(id, Care::Reader);
         self.egress.close(id);
         self.tunnels.close(id);
         let mut runs = self.live();

@@ -196,6 +196,8 @@ async fn follow(shared: Arc<Shared>) {
 /// One connection, until it ends: `version` is how far it came.
 async fn session(shared: &Arc<Shared>, version: &mut Option<String>) -> Result<Infallible> {
     let step = "watching pods";
+    // Now and again, as it is begun anew.
+    shared.remove_leftovers();
     let from = match version.clone() {
         Some(from) => from,
         None => {
@@ -296,7 +298,6 @@ async fn list(shared: &Arc<Shared>) -> Result<String> {
     for look in &looks {
         shared.attend(look);
     }
-    shared.remove_leftovers();
     Ok(version)
 }
 

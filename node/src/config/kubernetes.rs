@@ -16,6 +16,10 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
     let gate = section.read("gate", |field| {
         choice(field, &["denial", "off"], |word| word)
     });
+    let outputs = section.read("outputs", |field| {
+        choice(field, &["pod", "claim"], |word| word)
+    });
+    let claims = outputs == Some("claim");
     let read = Kubernetes {
         kubeconfig: section.read("kubeconfig", |field| {
             field.text().map(|text| absolute(context.directory(), text))
@@ -33,11 +37,23 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
             .read("booked_cpus", Field::cpus)
             .and_then(NonZeroU32::new),
         gate: gate != Some("off"),
+        claims,
+        storage_class: section.read("storage_class", |field| storage_class(field, claims)),
         start_timeout: section.read("start_timeout", Field::duration),
         pull_timeout: section.read("pull_timeout", Field::duration),
     };
     section.finish();
     read
+}
+
+fn storage_class(field: &Field<'_>, claims: bool) -> Result<String, Fault> {
+    if !claims {
+        return fault(
+            "there is nothing that it would be the class of",
+            "write outputs: claim, too",
+        );
+    }
+    field.text()
 }
 
 fn helper_image(name: &str) -> Result<ImageRef, Fault> {

@@ -249,18 +249,31 @@ runtime:
     assert_eq!(cluster.image_pull_secrets, ["login"]);
     assert_eq!(cluster.start_timeout, Some(Duration::from_secs(1800)));
     assert!(cluster.gate);
-    let open = format!("{text}    gate: off\n");
-    let runtime = read(&open, &flat_environment()).unwrap().runtime;
-    assert!(!runtime.kubernetes.gate);
+    assert!(!cluster.claims);
+    let open = format!("{text}    gate: off\n    outputs: claim\n    storage_class: fast\n");
+    let cluster = read(&open, &flat_environment()).unwrap().runtime.kubernetes;
+    assert!(!cluster.gate);
+    assert!(cluster.claims);
+    assert_eq!(cluster.storage_class.as_deref(), Some("fast"));
+    let classless = open.replace("outputs: claim", "outputs: pod");
+    let shown = problems(&classless, &flat_environment());
+    assert!(shown.contains("storage_class"), "{shown}");
 
     let text = text
         .replace("/v6-helper:1", "/V6 Helper")
         .replace("100m", "few")
         .replace("namespace:", "namspace:")
         .replace("zone: a", "zone: [a]");
-    let text = format!("{text}    gate: open\n");
+    let text = format!("{text}    gate: open\n    outputs: disk\n");
     let shown = problems(&text, &flat_environment());
-    for wrong in ["V6 Helper", "few", "namspace", "node_selector.zone", "open"] {
+    for wrong in [
+        "V6 Helper",
+        "few",
+        "namspace",
+        "node_selector.zone",
+        "open",
+        "disk",
+    ] {
         assert!(shown.contains(wrong), "{wrong}: {shown}");
     }
 }

@@ -341,6 +341,10 @@ pub struct Kubernetes {
     pub booked_cpu_milli: Option<NonZeroU32>,
     /// Whether runs are held back until their network is seen to be denied.
     pub gate: bool,
+    /// Whether outputs are kept on claims of their own.
+    pub claims: bool,
+    /// The class of storage of these; the cluster's default if none.
+    pub storage_class: Option<String>,
     /// How long a pod may wait for a machine.
     pub start_timeout: Option<Duration>,
     /// How long for a registry.
