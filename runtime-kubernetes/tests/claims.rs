@@ -88,7 +88,7 @@ async fn what_is_on_a_claim_outlives_its_pod() {
     };
     let first = KubernetesRuntime::connect(bench.claims()).await.unwrap();
     let waiting = bench.connect().await;
-    let steps = "text /data/out left then text /work/deep/one more then identity";
+    let steps = "text /data/out left then mkdir /work/deep then text /work/deep/one more";
     let spec = with_outputs(bench.probe(&first, steps).await);
     let (kept, lost) = (id("on-a-claim"), id("in-the-pod"));
     first.run(&kept, &spec).await.unwrap();
@@ -344,4 +344,5 @@ async fn rights_for_claims_are_asked_for_where_they_are_wanted() {
         let wanted = format!("{verb} persistentvolumeclaims");
         assert!(error.message().contains(&wanted), "{wanted}: {error}");
     }
+    assert!(error.message().contains("with claims"), "{error}");
 }
