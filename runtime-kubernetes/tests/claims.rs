@@ -176,7 +176,7 @@ async fn a_run_that_is_evicted_leaves_what_it_has_written() {
     };
     let cluster = KubernetesRuntime::connect(bench.claims()).await.unwrap();
     let steps = "text /data/out part then echo ready then sleep 600000";
-    let spec = with_outputs(bench.probe(&cluster, steps).await);
+    let spec = with_outputs(bench.probe(&cluster, steps).await).with_grace(Duration::from_secs(1));
     let (evicted, cancelled) = (id("evicted"), id("cancelled"));
     for id in [&evicted, &cancelled] {
         cluster.run(id, &spec).await.unwrap();
@@ -265,7 +265,7 @@ async fn a_killed_start_leaves_nothing_behind() {
         // Whatever there is, is found by its record.
         let listed: Vec<_> = cluster.list().collect().await;
         let listed: Vec<RunId> = listed.into_iter().map(|it| it.unwrap().id).collect();
-        assert_eq!(listed, [run.clone()]);
+        assert_eq!(listed, std::slice::from_ref(&run));
         common::remove(&cluster, &run).await;
         assert_eq!(objects(&bench).await, [""; 0], "{what}");
     }
