@@ -28,6 +28,8 @@ use crate::volumes::{OUT, key, mount};
 const IDLE: Duration = Duration::from_secs(120);
 /// How long one call waits for it. It goes on to start, and the next call finds it.
 const LIMIT: Duration = Duration::from_secs(90);
+/// How many that fail are enough.
+const TRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(150);
 const LONG_PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,7 +40,7 @@ impl Shared {
         let name = record::reader_name(self.owner(), &record.id, &record.attempt);
         let key = self.key(record).await?;
         let began = Instant::now();
-        let mut pause = PAUSE;
+        let (mut pause, mut failures) = (PAUSE, 0);
         loop {
             let found = self.cluster.pod(&name).await?;
             let why = match &found {
@@ -53,6 +55,10 @@ impl Shared {
                 Some(pod) if translate::is_deleted(pod) => "its machine is ending it".to_owned(),
                 Some(pod) if translate::has_ended(pod) => {
                     self.remove_reader(pod).await?;
+                    failures += u32::from(has_failed(pod));
+                    if failures >= TRIES {
+                        return Err(failed(&name, pod));
+                    }
                     "one that had ended is being removed".to_owned()
                 }
                 Some(pod) if translate::has_sidecar(pod) => {
@@ -206,6 +212,23 @@ fn near(machine: &str) -> Affinity {
         }),
         ..Affinity::default()
     }
+}
+
+fn has_failed(pod: &Pod) -> bool {
+    translate::terminated(pod, SIDECAR).is_none_or(|ended| ended.exit_code != 0)
+}
+
+/// What is said of a pod that cannot read.
+fn failed(name: &str, pod: &Pod) -> Error {
+    let ended = translate::terminated(pod, SIDECAR);
+    let code = ended.map(|ended| ended.exit_code).unwrap_or_default();
+    let words = ended.and_then(|ended| ended.message.as_deref());
+    let message = format!(
+        "the pod {name}, which is to read the outputs, ended with code {code} {}: is the helper's image \
+         that of this version?",
+        words.unwrap_or_default()
+    );
+    Public::new(ErrorKind::Unavailable, message).into()
 }
 
 /// What a pod that reads has not got yet.
