@@ -53,6 +53,7 @@ pub struct PodOptions {
     copies: Vec<(String, String)>,
     streams: Vec<StreamedInput>,
     listeners: Vec<SocketAddrV4>,
+    idle: Option<Duration>,
 }
 
 impl PodOptions {
@@ -129,6 +130,13 @@ impl PodOptions {
         self
     }
 
+    /// `sidecar` ends by itself when nothing was asked of it for so long.
+    #[must_use]
+    pub fn with_idle(mut self, limit: Duration) -> Self {
+        self.idle = Some(limit);
+        self
+    }
+
     /// The arguments of mode `receive`.
     #[must_use]
     pub fn receive(&self) -> Vec<String> {
@@ -165,6 +173,9 @@ impl PodOptions {
         let mut line = self.common("sidecar");
         for address in &self.listeners {
             line.extend(["--listen".to_owned(), address.to_string()]);
+        }
+        if let Some(limit) = self.idle {
+            line.extend(["--idle".to_owned(), seconds(limit)]);
         }
         line
     }
@@ -204,7 +215,8 @@ mod tests {
             .with_folder(1)
             .with_copy("/g/2", "out/1/a=b")
             .with_stream(StreamedInput::new("in/3", 7))
-            .with_listener(SocketAddrV4::new([127, 0, 1, 1].into(), 443));
+            .with_listener(SocketAddrV4::new([127, 0, 1, 1].into(), 443))
+            .with_idle(Duration::from_secs(120));
         assert_eq!(
             options.receive().join(" "),
             "receive --key /k --out /o --deadline 1700000000.250000000 --in /i \
@@ -213,7 +225,8 @@ mod tests {
         );
         assert_eq!(
             options.sidecar().join(" "),
-            "sidecar --key /k --out /o --deadline 1700000000.250000000 --listen 127.0.1.1:443"
+            "sidecar --key /k --out /o --deadline 1700000000.250000000 --listen 127.0.1.1:443 \
+             --idle 120.000000000"
         );
     }
 }

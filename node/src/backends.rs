@@ -64,7 +64,7 @@ fn credentials(config: &Config) -> Vec<v6_runtime::RegistryCredentials> {
 
 #[cfg(feature = "kubernetes")]
 async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
-    use v6_runtime_kubernetes::{Gate, KubernetesConfig, KubernetesRuntime};
+    use v6_runtime_kubernetes::{Gate, KubernetesConfig, KubernetesRuntime, Outputs};
 
     let own = &config.runtime.kubernetes;
     let Some(helper) = own.helper_image.clone() else {
@@ -98,6 +98,11 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
     }
     if !own.gate {
         cluster = cluster.with_gate(Gate::Off);
+    }
+    if own.claims {
+        cluster = cluster.with_outputs(Outputs::Claim {
+            storage_class: own.storage_class.clone(),
+        });
     }
     if let Some(limit) = own.start_timeout {
         cluster = cluster.with_start_timeout(limit);
@@ -150,16 +155,22 @@ pub(crate) fn judge_affinity(value: &serde_json::Value) -> Result<()> {
     }
 }
 
-/// What a cluster's administrator applies for a node: [`v6_runtime_kubernetes::rbac`].
+/// What a cluster's administrator applies for a node that is `outside` of the cluster or not, and keeps
+/// outputs on `claims` or not: [`v6_runtime_kubernetes::rbac`].
 ///
 /// # Errors
 /// A name that is no namespace's; a `v6-node` without this engine.
-pub fn cluster_rights(namespace: &str, outside: bool) -> Result<String> {
+pub fn cluster_rights(namespace: &str, outside: bool, claims: bool) -> Result<String> {
     #[cfg(feature = "kubernetes")]
-    return v6_runtime_kubernetes::rbac(namespace, outside);
+    {
+        let options = v6_runtime_kubernetes::RbacOptions::default()
+            .with_outside(outside)
+            .with_claims(claims);
+        v6_runtime_kubernetes::rbac(namespace, options)
+    }
     #[cfg(not(feature = "kubernetes"))]
     {
-        let _ = (namespace, outside);
+        let _ = (namespace, outside, claims);
         Err(no_cluster())
     }
 }

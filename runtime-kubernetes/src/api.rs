@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
@@ -28,6 +28,7 @@ pub(crate) struct Cluster {
     pub(crate) namespace: String,
     pub(crate) pods: Api<Pod>,
     secrets: Api<Secret>,
+    claims: Api<PersistentVolumeClaim>,
     leases: Api<Lease>,
     policies: Api<NetworkPolicy>,
     timeout: Duration,
@@ -38,6 +39,7 @@ impl Cluster {
         Self {
             pods: Api::namespaced(client.clone(), &namespace),
             secrets: Api::namespaced(client.clone(), &namespace),
+            claims: Api::namespaced(client.clone(), &namespace),
             leases: Api::namespaced(client.clone(), &namespace),
             policies: Api::namespaced(client.clone(), &namespace),
             client,
@@ -165,6 +167,40 @@ impl Cluster {
         let remove = || self.secrets.delete(name, &options);
         let gone = found(self.read("removing a Secret", remove).await);
         gone.map(|gone| gone.is_some())
+    }
+
+    pub(crate) async fn create_claim(&self, claim: &PersistentVolumeClaim) -> Result<()> {
+        let options = PostParams::default();
+        let call = self.claims.create(&options, claim);
+        self.call("making a claim for outputs", call)
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn claim(&self, name: &str) -> Result<Option<PersistentVolumeClaim>> {
+        let look = || self.claims.get(name);
+        found(self.read("looking at a claim", look).await)
+    }
+
+    pub(crate) async fn list_claims(&self, labels: &str) -> Result<Vec<PersistentVolumeClaim>> {
+        let listed = list(self, "listing claims", &self.claims, labels).await;
+        listed.map(|(claims, _)| claims)
+    }
+
+    /// Removes this very claim. While a pod has it, the cluster only notes that.
+    pub(crate) async fn delete_claim(&self, name: &str, uid: &str) -> Result<()> {
+        let options = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let remove = || self.claims.delete(name, &options);
+        match self.read("removing a claim", remove).await {
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
+            done => done.map(drop),
+        }
     }
 
     pub(crate) async fn lease(&self, name: &str) -> Result<Option<Lease>> {

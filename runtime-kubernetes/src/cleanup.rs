@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Pod;
 use v6_runtime::{CleanedUp, CleanupOptions, Error as Public, ErrorKind, RunId};
 
 use crate::error::{Error, Result};
@@ -77,6 +78,18 @@ impl Shared {
                 }
             }
         }
+        let reader = self.remove_reader_of(id, &pod).await;
+        let reader = reader.unwrap_or_else(|error| {
+            first.get_or_insert(error);
+            None
+        });
+        // As long as a pod has it, this is only noted, and the cluster carries it out later.
+        let claim = self.claim_of(id, &pod);
+        if let Some(claim) = &claim
+            && let Err(error) = self.remove_claim(claim).await
+        {
+            first.get_or_insert(error);
+        }
         if let Err(error) = self.cluster.delete_pod(&name, &uid, 1).await {
             first.get_or_insert(error);
         }
@@ -85,7 +98,31 @@ impl Shared {
         }
         // The cluster keeps the pod until its machine has let go of it.
         self.remove_finalizer(&name, &uid).await?;
-        self.await_gone(&name, &uid).await
+        self.await_gone(&name, &uid).await?;
+        if let Some((name, uid)) = reader {
+            self.await_gone(&name, &uid).await?;
+        }
+        match claim {
+            Some(claim) => self.await_claim_gone(&claim).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Has the pod that reads a run's outputs removed; its name and uid, if there is one.
+    async fn remove_reader_of(&self, id: &RunId, pod: &Pod) -> Result<Option<(String, String)>> {
+        if self.claim_of(id, pod).is_none() {
+            return Ok(None);
+        }
+        let attempt = record::attempt(pod).unwrap_or_default();
+        let name = record::reader_name(self.owner(), id, attempt);
+        let Some(reader) = self.cluster.pod(&name).await? else {
+            return Ok(None);
+        };
+        if record::part_of(self.owner(), &reader.metadata).is_none() {
+            return Ok(None);
+        }
+        self.remove_reader(&reader).await?;
+        Ok(Some((name, reader.metadata.uid.unwrap_or_default())))
     }
 
     async fn remove_finalizer(&self, name: &str, uid: &str) -> Result<()> {

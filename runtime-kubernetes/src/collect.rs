@@ -1,4 +1,5 @@
-//! What a program has left, through the tunnel from its sidecar, which keeps it.
+//! What a program has left, through the tunnel from its sidecar, which keeps it, or from a pod that reads
+//! its claim.
 
 use std::io;
 use std::sync::Arc;
@@ -31,10 +32,14 @@ pub(crate) fn collect(shared: Arc<Shared>, id: RunId, output: OutputName) -> Res
         let told = |error: Error| error.with_operation("collect").with_run(&id);
         let look = shared.look(&id).await.map_err(|error| told(error.into()))?;
         let look = look.ok_or_else(|| told(Error::no_such_run(&id)))?;
-        let stored = check(&look, &output).map_err(told)?.clone();
+        let claim = shared.claim_of(&id, &look.pod);
+        let stored = check(&look, &output, claim.is_some())
+            .map_err(told)?
+            .clone();
         let reading = Reading {
             shared,
             look,
+            claim,
             stored,
             stream: None,
             offset: 0,
@@ -52,7 +57,7 @@ pub(crate) fn collect(shared: Arc<Shared>, id: RunId, output: OutputName) -> Res
     Box::pin(stream::once(opening).try_flatten())
 }
 
-fn check<'a>(look: &'a Look, output: &OutputName) -> Result<&'a StoredOutput> {
+fn check<'a>(look: &'a Look, output: &OutputName, claimed: bool) -> Result<&'a StoredOutput> {
     let Some(stored) = look.record.outputs.get(output) else {
         let message = format!("there is no output {output}");
         return Err(Error::new(ErrorKind::NotFound, message));
@@ -63,7 +68,7 @@ fn check<'a>(look: &'a Look, output: &OutputName) -> Result<&'a StoredOutput> {
     if !translate::has_run(&look.pod) && look.marks.ended.is_none() {
         return Err(Error::new(ErrorKind::NotFound, "its program never ran"));
     }
-    if !translate::has_sidecar(&look.pod) {
+    if !claimed && !translate::has_sidecar(&look.pod) {
         let message = "its outputs are gone: its pod was ended, and they were kept in it";
         return Err(Error::new(ErrorKind::NotFound, message));
     }
@@ -73,6 +78,8 @@ fn check<'a>(look: &'a Look, output: &OutputName) -> Result<&'a StoredOutput> {
 struct Reading {
     shared: Arc<Shared>,
     look: Look,
+    /// What they are on, if it is not the pod itself.
+    claim: Option<String>,
     stored: StoredOutput,
     stream: Option<Stream>,
     offset: u64,
@@ -103,7 +110,7 @@ impl Reading {
             let fresh = self.shared.look(&self.look.record.id).await?;
             let gone = || Error::no_such_run(&self.look.record.id);
             let fresh = fresh.ok_or_else(gone)?;
-            if !translate::has_sidecar(&fresh.pod) {
+            if self.claim.is_none() && !translate::has_sidecar(&fresh.pod) {
                 let message = "its pod was ended while its outputs were read";
                 return Err(Error::new(ErrorKind::NotFound, message));
             }
@@ -141,15 +148,21 @@ impl Reading {
     }
 
     async fn ask(&self) -> Result<Stream, End> {
-        let tunnel = self.shared.tunnel(&self.look).await;
-        let tunnel = tunnel.map_err(|error| {
-            let error = Error::from(error);
-            if error.is_retryable() {
-                End::Cut(io::Error::other(error))
-            } else {
-                End::Why(error)
+        let tunnel = match &self.claim {
+            // It has been waited for long enough.
+            Some(claim) => {
+                let tunnel = self.shared.reader(&self.look, claim).await;
+                tunnel.map_err(|error| End::Why(error.into()))?
             }
-        })?;
+            None => self.shared.tunnel(&self.look).await.map_err(|error| {
+                let error = Error::from(error);
+                if error.is_retryable() {
+                    End::Cut(io::Error::other(error))
+                } else {
+                    End::Why(error)
+                }
+            })?,
+        };
         let StoredOutput {
             index,
             folder,

@@ -61,8 +61,10 @@ pub struct KubernetesConfig {
     /// How often it is looked whether the network denies what it is told to, from two small pods: before the first run of a process, and then
     /// after so long; a day. `None` is never.
     pub canary_every: Option<Duration>,
+    /// Where what a run leaves is kept until it is collected.
+    pub outputs: Outputs,
     /// After how long a run that has ended is booked no more than its waiting outputs need; 30 s. It takes
-    /// Kubernetes 1.33.
+    /// Kubernetes 1.33, and is about outputs that are kept in the pod.
     pub keep_booked: Duration,
     /// The longest wait for an answer to one call; 30 s. Transfers of files may take longer.
     pub call_timeout: Duration,
@@ -70,6 +72,22 @@ pub struct KubernetesConfig {
     pub start_timeout: Duration,
     /// How long for a registry that does not answer; 3 minutes.
     pub pull_timeout: Duration,
+}
+
+/// Where the outputs of a run are from its start until its cleanup.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outputs {
+    /// In its pod, which waits until they were collected: nothing but the cluster's machines is
+    /// needed, and they go when the pod is ended, as by a drain of its machine.
+    #[default]
+    Pod,
+    /// On a claim of its own. They outlive the pod, which ends with the program; a small pod reads them.
+    /// A run that may change a volume keeps them in its pod all the same.
+    Claim {
+        /// The class of storage; `None` is the cluster's default.
+        storage_class: Option<String>,
+    },
 }
 
 /// What must be seen from inside a pod before its program starts.
@@ -126,6 +144,7 @@ impl KubernetesConfig {
             gpu_resource: None,
             gate: Gate::default(),
             canary_every: Some(Duration::from_secs(24 * 3600)),
+            outputs: Outputs::default(),
             keep_booked: Duration::from_secs(30),
             call_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(600),
@@ -190,6 +209,7 @@ setters! { KubernetesConfig:
     with_gpu_resource gpu_resource: Option<String>,
     with_gate gate: Gate,
     with_canary_every canary_every: Option<Duration>,
+    with_outputs outputs: Outputs,
     with_keep_booked keep_booked: Duration,
     with_call_timeout call_timeout: Duration,
     with_start_timeout start_timeout: Duration,

@@ -16,7 +16,7 @@ use v6_runtime::{
 };
 
 use crate::api::Cluster;
-use crate::config::{Gate, KubernetesConfig};
+use crate::config::{Gate, KubernetesConfig, Outputs};
 use crate::error::{Error, Result};
 use crate::isolate;
 use crate::registry::Registry;
@@ -49,10 +49,14 @@ pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
         );
         return Err(Error::Config(why));
     }
-    let missing = rights::missing(&cluster).await?;
+    let missing = rights::missing(&cluster, &config.outputs).await?;
     if !missing.is_empty() {
+        let with = match config.outputs {
+            Outputs::Pod => "",
+            Outputs::Claim { .. } => " with claims",
+        };
         let why = format!(
-            "in the namespace {} these rights are missing: {}; apply what `rbac` gives",
+            "in the namespace {} these rights are missing: {}; apply what `rbac` gives{with}",
             cluster.namespace,
             missing.join(", ")
         );

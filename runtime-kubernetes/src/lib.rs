@@ -25,6 +25,8 @@
 //! |---|---|---|
 //! | pod with a finalizer, which is the record: its labels and annotations say all | `v6-OWNER.RUN` | first, last |
 //! | Secrets with the tunnel's key, small inputs, a login for the image; owned by the pod | `v6-OWNER.RUN.ATTEMPT.N` | until the cleanup |
+//! | with [`Outputs::Claim`]: the claim with its outputs | `v6-OWNER.RUN.ATTEMPT.out` | until the cleanup |
+//! | with it: a pod that reads them, owned by the run's | `v6-OWNER.RUN.ATTEMPT.read` | when they are collected, until then or a while after |
 //!
 //! In the pod, the helper (`v6-helper`) runs before the program, sees that the network is denied and
 //! puts input in its place, and beside it, where it keeps the outputs and carries granted connections
@@ -51,6 +53,7 @@ macro_rules! setters {
 
 mod api;
 mod canary;
+mod claim;
 mod cleanup;
 mod collect;
 mod config;
@@ -68,6 +71,7 @@ mod placement;
 mod pod;
 #[cfg(test)]
 mod pod_tests;
+mod reader;
 mod record;
 mod registry;
 mod rights;
@@ -83,8 +87,9 @@ mod tunnel;
 mod volumes;
 mod watch;
 
-pub use config::{Gate, KubernetesConfig};
+pub use config::{Gate, KubernetesConfig, Outputs};
 pub use helper_image::helper_image;
 pub use placement::{Placement, affinity, tolerations};
 pub use rights::rbac;
+pub use rights::{RbacOptions, rbac};
 pub use runtime::KubernetesRuntime;

@@ -14,7 +14,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use v6_helper::{PodOptions, StreamedInput};
 use v6_runtime::{EnvValue, Gpu, ImageIdentity, MountSource, OutputKind, Owner, RunSpec};
 
-use crate::config::{Gate, KubernetesConfig};
+use crate::claim;
+use crate::config::{Gate, KubernetesConfig, Outputs};
 use crate::contents::{Contents, env_key};
 use crate::error::Result;
 use crate::placement::Placement;
@@ -29,10 +30,10 @@ pub(crate) const PROGRAM: &str = "program";
 pub(crate) const HELPER: &str = "/v6-helper";
 pub(crate) const TMP: &str = "/tmp";
 /// Where our own things are in the helper's containers.
-const KEY_DIR: &str = "/v6/key";
+pub(crate) const KEY_DIR: &str = "/v6/key";
 const GIVEN_DIR: &str = "/v6/given";
 const IN_DIR: &str = "/v6/in";
-const OUT_DIR: &str = "/v6/out";
+pub(crate) const OUT_DIR: &str = "/v6/out";
 /// What the helper needs.
 const HELPER_MEMORY: &str = "128Mi";
 
@@ -98,18 +99,28 @@ fn pod_spec(parts: &Parts<'_>, placement: Placement) -> PodSpec {
         .supplementary_groups
         .iter()
         .map(|group| i64::from(*group));
+    let (dns_policy, dns_config) = dns();
+    let claimed = claim::is_wanted(spec, config);
+    let (mut before, mut beside) = (vec![receive(parts)], Vec::new());
+    if claimed || (config.outputs != Outputs::Pod && spec.outputs.is_empty()) {
+        // Nothing has to be asked of the pod when the program has ended: its machine ends such a
+        // sidecar then, and gives back what was booked, though no node is there.
+        before.push(Container {
+            restart_policy: Some("Always".into()),
+            ..sidecar(parts)
+        });
+    } else {
+        beside.push(sidecar(parts));
+    }
+    beside.push(program(parts));
     PodSpec {
         restart_policy: Some("Never".into()),
         termination_grace_period_seconds: Some(whole_seconds(spec.grace)),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         hostname: Some("run".into()),
-        dns_policy: Some("None".into()),
-        dns_config: Some(PodDNSConfig {
-            // One is asked for; nobody listens there.
-            nameservers: Some(vec!["127.0.0.1".into()]),
-            ..PodDNSConfig::default()
-        }),
+        dns_policy,
+        dns_config,
         host_aliases: Some(hosts.collect()),
         scheduling_gates: Some(vec![PodSchedulingGate {
             name: record::INPUT_GATE.into(),
@@ -126,13 +137,25 @@ fn pod_spec(parts: &Parts<'_>, placement: Placement) -> PodSpec {
                 name: "net.ipv4.ip_unprivileged_port_start".into(),
                 value: "0".into(),
             }]),
+            // A new volume is root's.
+            fs_group: claimed.then_some(i64::from(config.gid)),
+            fs_group_change_policy: claimed.then(|| "OnRootMismatch".into()),
             ..pod_floor(config)
         }),
         volumes: Some(volumes(parts)),
-        init_containers: Some(vec![receive(parts)]),
-        containers: vec![sidecar(parts), program(parts)],
+        init_containers: Some(before),
+        containers: beside,
         ..PodSpec::default()
     }
+}
+
+/// No names are found: one server has to be named, and nobody listens there.
+pub(crate) fn dns() -> (Option<String>, Option<PodDNSConfig>) {
+    let config = PodDNSConfig {
+        nameservers: Some(vec!["127.0.0.1".into()]),
+        ..PodDNSConfig::default()
+    };
+    (Some("None".into()), Some(config))
 }
 
 /// Shorter than a second is not possible.

@@ -12,7 +12,8 @@ use v6_runtime::{
     RunId, RunSpec, Secret,
 };
 
-use crate::config::KubernetesConfig;
+use crate::claim;
+use crate::config::{KubernetesConfig, Outputs};
 use crate::contents::Contents;
 use crate::pod::{PROGRAM, Parts, RECEIVE, SIDECAR, pod};
 use crate::record::Record;
@@ -243,4 +244,78 @@ fn a_grace_has_whole_seconds() {
     let probe = container(&pod, PROGRAM).liveness_probe.clone().unwrap();
     assert_eq!(probe.termination_grace_period_seconds, Some(2));
     assert_eq!(pod.spec.unwrap().termination_grace_period_seconds, Some(2));
+}
+
+fn claims() -> KubernetesConfig {
+    let storage_class = Some("fast".to_owned());
+    config().with_outputs(Outputs::Claim { storage_class })
+}
+
+fn with_output() -> RunSpec {
+    let output = Output::file(at("/out/a"), NonZeroU64::new(1000).unwrap());
+    spec().with_output(OutputName::new("a").unwrap(), output)
+}
+
+#[test]
+fn outputs_on_a_claim_need_no_pod_that_waits() {
+    let pod = made(&with_output(), &claims());
+    let whole = pod.spec.as_ref().unwrap();
+    let before = whole.init_containers.as_ref().unwrap();
+    let names: Vec<_> = before.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, [RECEIVE, SIDECAR]);
+    assert_eq!(before[1].restart_policy.as_deref(), Some("Always"));
+    assert_eq!(whole.containers.len(), 1);
+    let group = whole.security_context.as_ref().unwrap().fs_group;
+    assert_eq!(group, Some(65_532));
+    let id = RunId::new("run-1").unwrap();
+    let owner = Owner::new("hospital-a").unwrap();
+    let named = claim::of(&owner, &id, &pod).unwrap();
+    assert!(named.starts_with("v6-hospital-a.run-1.") && named.ends_with(".out"));
+    // Nothing of another run is taken for it.
+    let other = RunId::new("run-2").unwrap();
+    assert_eq!(claim::of(&owner, &other, &pod), None);
+}
+
+#[test]
+fn without_outputs_or_where_a_volume_may_be_changed_there_is_no_claim() {
+    let volume = || Mount::new(MountSource::Volume("data".into()), at("/data"));
+    let changed = with_output().with_mount(volume().with_access(Access::ReadWrite));
+    let id = RunId::new("run-1").unwrap();
+    let owner = Owner::new("hospital-a").unwrap();
+    for (spec, claimed) in [
+        (spec(), false),
+        (with_output().with_mount(volume()), true),
+        (changed, false),
+    ] {
+        let pod = made(&spec, &claims());
+        assert_eq!(claim::of(&owner, &id, &pod).is_some(), claimed);
+        let whole = pod.spec.unwrap().security_context.unwrap();
+        assert_eq!(whole.fs_group.is_some(), claimed);
+    }
+    let pod = made(&with_output(), &config());
+    assert_eq!(claim::of(&owner, &id, &pod), None);
+}
+
+#[test]
+fn a_claim_has_room_for_its_outputs() {
+    let (spec, config) = (with_output(), claims());
+    let contents = Contents::new(&spec, &[]).unwrap();
+    let id = RunId::new("run-1").unwrap();
+    let record = Record::new(&id, &spec, contents.len(), SystemTime::now());
+    let claim = claim::body(&Parts {
+        owner: &config.owner,
+        record: &record,
+        spec: &spec,
+        config: &config,
+        contents: &contents,
+    });
+    assert_eq!(claim.metadata.owner_references, None);
+    let labels = claim.metadata.labels.unwrap();
+    assert_eq!(labels["v6-runtime.owner"], "hospital-a");
+    // No listing of runs takes it for one.
+    assert_eq!(labels["v6-runtime.part"], "claim");
+    let wanted = claim.spec.unwrap();
+    assert_eq!(wanted.storage_class_name.as_deref(), Some("fast"));
+    let size = &wanted.resources.unwrap().requests.unwrap()["storage"];
+    assert_eq!(size.0, (2000 + (64 << 20)).to_string());
 }

@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use v6_runtime::{
     Annotations, EgressGrant, Outcome, OutputKind, OutputName, Owner, ResolvedImage, RunId,
@@ -32,6 +33,9 @@ const RUN: &str = "v6-runtime.run";
 pub(crate) const PART: &str = "v6-runtime.part";
 pub(crate) const PART_RUN: &str = "run";
 const PART_SECRET: &str = "secret";
+const PART_CLAIM: &str = "claim";
+/// On pods that read outputs, which are no record: they lack the version of one.
+const READER: &str = "v6-runtime.reader";
 /// A pod that shows whether the policy works, and which look it belongs to.
 pub(crate) const CANARY: &str = "v6-runtime.canary";
 const PART_CONTROL: &str = "control";
@@ -73,6 +77,40 @@ pub(crate) fn canary(mark: &str, denied: bool) -> (String, BTreeMap<String, Stri
 /// The selector that finds all pods of an owner.
 pub(crate) fn of_owner(owner: &Owner) -> String {
     format!("{OWNER}={owner},{SCHEMA_LABEL}={SCHEMA},{PART}={PART_RUN}")
+}
+
+/// The selector that finds all claims of an owner.
+pub(crate) fn claims_of(owner: &Owner) -> String {
+    format!("{OWNER}={owner},{SCHEMA_LABEL}={SCHEMA},{PART}={PART_CLAIM}")
+}
+
+/// The selector that finds all pods of an owner that read outputs.
+pub(crate) fn readers_of(owner: &Owner) -> String {
+    format!("{OWNER}={owner},{READER}=true")
+}
+
+/// The name of one of the further objects of a run. Nobody else comes upon it: an attempt is random.
+fn part_name(owner: &Owner, run: &RunId, attempt: &str, part: &str) -> String {
+    let attempt = attempt.get(..12).unwrap_or_default();
+    format!("v6-{owner}.{run}.{attempt}.{part}")
+}
+
+/// The name of the claim with the outputs of an attempt.
+pub(crate) fn claim_name(owner: &Owner, run: &RunId, attempt: &str) -> String {
+    part_name(owner, run, attempt, "out")
+}
+
+/// The name of the pod that reads them.
+pub(crate) fn reader_name(owner: &Owner, run: &RunId, attempt: &str) -> String {
+    part_name(owner, run, attempt, "read")
+}
+
+/// Of which run and attempt something is, by its labels, if its owner is this one.
+pub(crate) fn part_of<'a>(owner: &Owner, about: &'a ObjectMeta) -> Option<(RunId, &'a str)> {
+    let labels = about.labels.as_ref()?;
+    let get = |label: &str| labels.get(label).map(String::as_str);
+    let run = RunId::new(get(RUN)?).ok()?;
+    (get(OWNER)? == owner.as_str()).then_some((run, get(ATTEMPT)?))
 }
 
 /// Which run a pod is, if labels and name are of this owner.
@@ -156,10 +194,9 @@ impl Record {
         }
     }
 
-    /// The name of one of its Secrets. Nobody else comes upon it: an attempt is random.
+    /// The name of one of its Secrets.
     pub(crate) fn secret_name(&self, owner: &Owner, index: usize) -> String {
-        let attempt = self.attempt.get(..12).unwrap_or_default();
-        format!("v6-{owner}.{}.{attempt}.{index}", self.id)
+        part_name(owner, &self.id, &self.attempt, &index.to_string())
     }
 
     /// The labels of the pod.
@@ -170,6 +207,19 @@ impl Record {
     /// The labels of its Secrets.
     pub(crate) fn secret_labels(&self, owner: &Owner) -> BTreeMap<String, String> {
         self.labels_of(owner, PART_SECRET)
+    }
+
+    /// The labels of the claim with its outputs.
+    pub(crate) fn claim_labels(&self, owner: &Owner) -> BTreeMap<String, String> {
+        self.labels_of(owner, PART_CLAIM)
+    }
+
+    /// The labels of a pod that reads its outputs: the standing policy denies it the network like any run.
+    pub(crate) fn reader_labels(&self, owner: &Owner) -> BTreeMap<String, String> {
+        let mut labels = self.labels(owner);
+        labels.remove(SCHEMA_LABEL);
+        labels.insert(READER.to_owned(), "true".to_owned());
+        labels
     }
 
     fn labels_of(&self, owner: &Owner, part: &str) -> BTreeMap<String, String> {

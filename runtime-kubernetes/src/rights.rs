@@ -9,6 +9,7 @@ use kube::Api;
 use kube::api::PostParams;
 
 use crate::api::Cluster;
+use crate::config::Outputs;
 use crate::error::Result;
 use crate::isolate::POLICY;
 use crate::record::{PART, PART_RUN};
@@ -24,6 +25,8 @@ struct Right {
     verbs: &'static [&'static str],
     /// Without it, runs cannot be carried out.
     needed: bool,
+    /// Only for outputs on claims.
+    claims: bool,
 }
 
 const RIGHTS: &[Right] = &[
@@ -42,6 +45,15 @@ const RIGHTS: &[Right] = &[
     // Servers differ in which of the two they ask for.
     right("", "pods", "portforward", &["create", "get"]),
     right("", "secrets", "", &["create", "get", "delete"]),
+    Right {
+        claims: true,
+        ..right(
+            "",
+            "persistentvolumeclaims",
+            "",
+            &["create", "get", "list", "delete"],
+        )
+    },
     right(
         "coordination.k8s.io",
         "leases",
@@ -66,6 +78,7 @@ const fn right(
         subresource,
         verbs,
         needed: true,
+        claims: false,
     }
 }
 
@@ -78,10 +91,16 @@ impl Right {
     }
 }
 
+/// The rights of a node, with outputs on claims or without.
+fn rights(claims: bool) -> impl Iterator<Item = &'static Right> {
+    RIGHTS.iter().filter(move |right| claims || !right.claims)
+}
+
 /// What is needed and not allowed, as `verb resource`.
-pub(crate) async fn missing(cluster: &Cluster) -> Result<Vec<String>> {
+pub(crate) async fn missing(cluster: &Cluster, outputs: &Outputs) -> Result<Vec<String>> {
+    let claims = matches!(outputs, Outputs::Claim { .. });
     let mut asked = Vec::new();
-    for right in RIGHTS.iter().filter(|right| right.needed) {
+    for right in rights(claims).filter(|right| right.needed) {
         asked.extend(right.verbs.iter().map(|verb| (right, *verb)));
     }
     let mut missing = Vec::new();
@@ -119,13 +138,38 @@ async fn may(cluster: &Cluster, right: &Right, verb: &str) -> Result<bool> {
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
+/// What a node is given beside the least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RbacOptions {
+    /// It is outside of the cluster: with a token of its account, which does not expire.
+    pub outside: bool,
+    /// It keeps outputs on claims ([`Outputs::Claim`]).
+    pub claims: bool,
+}
+
+impl RbacOptions {
+    /// Sets [`outside`](Self::outside).
+    #[must_use]
+    pub fn with_outside(mut self, outside: bool) -> Self {
+        self.outside = outside;
+        self
+    }
+
+    /// Sets [`claims`](Self::claims).
+    #[must_use]
+    pub fn with_claims(mut self, claims: bool) -> Self {
+        self.claims = claims;
+        self
+    }
+}
+
 /// The objects that an administrator makes for a node, as YAML: an account with the least rights
-/// that work, and the policy that denies runs the network; for a node `outside` of the cluster also a
-/// token of that account, which does not expire.
+/// that work, and the policy that denies runs the network.
 ///
 /// # Errors
 /// `InvalidSpec` for a name that is no namespace's.
-pub fn rbac(namespace: &str, outside: bool) -> v6_runtime::Result<String> {
+pub fn rbac(namespace: &str, options: RbacOptions) -> v6_runtime::Result<String> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let right = (1..=63).contains(&namespace.len())
         && namespace.bytes().all(allowed)
@@ -146,7 +190,7 @@ metadata: {{name: v6-node, namespace: {namespace}}}
 rules:
 "
     );
-    for right in RIGHTS {
+    for right in rights(options.claims) {
         let (group, name, verbs) = (right.group, right.name(), right.verbs.join(", "));
         // Writing to a string does not fail.
         let _ = writeln!(
@@ -172,7 +216,7 @@ spec:
   policyTypes: [Ingress, Egress]
 "
     );
-    if outside {
+    if options.outside {
         let _ = write!(
             text,
             "---
@@ -192,16 +236,30 @@ mod tests {
 
     #[test]
     fn no_right_is_wider_than_it_must_be() {
-        let text = rbac("runs", true).expect("a name");
+        let options = RbacOptions::default().with_outside(true);
+        let text = rbac("runs", options).expect("a name");
         assert!(text.contains("resources: [\"pods/portforward\"], verbs: [create, get]"));
-        for wide in ["*", "exec", "attach", "Cluster", "nodes"] {
+        for wide in ["*", "exec", "attach", "Cluster", "nodes", "volume"] {
             assert!(!text.contains(wide), "{wide} in {text}");
         }
     }
 
     #[test]
+    fn claims_are_only_for_who_keeps_outputs_there() {
+        let options = RbacOptions::default().with_claims(true);
+        let text = rbac("runs", options).expect("a name");
+        assert!(
+            text.contains(
+                "resources: [\"persistentvolumeclaims\"], verbs: [create, get, list, delete]"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_token_is_only_for_outside() {
-        let of = |outside| rbac("runs", outside).expect("a name");
+        let of =
+            |outside| rbac("runs", RbacOptions::default().with_outside(outside)).expect("a name");
         assert!(of(true).contains("service-account-token"));
         assert!(!of(false).contains("service-account-token"));
     }
@@ -218,7 +276,7 @@ mod tests {
             "a\nb",
             &"a".repeat(64),
         ] {
-            assert!(rbac(name, false).is_err(), "{name:?}");
+            assert!(rbac(name, RbacOptions::default()).is_err(), "{name:?}");
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use v6_runtime::{
@@ -12,6 +12,7 @@ use v6_runtime::{
     RunSpec, SpecDigest,
 };
 
+use crate::claim;
 use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::look::Look;
@@ -95,13 +96,24 @@ impl Shared {
         let (name, value) = self.driver().annotation();
         let annotations = body.metadata.annotations.get_or_insert_default();
         annotations.insert(name, value);
+        let claim = claim::is_wanted(spec, &self.config).then(|| claim::body(&parts));
         let driven = Driven::new(self, id);
         let Some(made) = self.make_pod(&record, &body).await? else {
             return Ok(None);
         };
+        let claimed = tokio::select! {
+            biased;
+            // To its end: one that comes to be behind our back has no owner with which it would go.
+            claimed = Box::pin(self.store_claim(claim)) => claimed,
+            never = self.keep_saying_so(id) => match never {},
+        };
+        let store = async {
+            claimed?;
+            Box::pin(self.store(&record, spec, contents, &made)).await
+        };
         let stored = tokio::select! {
             biased;
-            stored = Box::pin(self.store(&record, spec, contents, &made)) => stored,
+            stored = Box::pin(store) => stored,
             never = self.keep_saying_so(id) => match never {},
             () = dropped.cancelled() => {
                 let message = "the call was dropped while its input was stored";
@@ -183,7 +195,8 @@ impl Shared {
     ) -> Result<Pod> {
         let key = contents.key.clone();
         for secret in contents.secrets(self.owner(), record, pod) {
-            self.store_secret(&secret).await?;
+            self.store_once(|| self.cluster.create_secret(&secret))
+                .await?;
         }
         let gone = || Error::Record {
             name: record.id.to_string(),
@@ -220,10 +233,21 @@ impl Shared {
         stored.ok_or_else(gone)
     }
 
-    async fn store_secret(&self, secret: &k8s_openapi::api::core::v1::Secret) -> Result<()> {
+    async fn store_claim(&self, claim: Option<PersistentVolumeClaim>) -> Result<()> {
+        match claim {
+            Some(claim) => self.store_once(|| self.cluster.create_claim(&claim)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes something of a name of our own.
+    async fn store_once<F>(&self, make: impl Fn() -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
         let mut tries = 0;
         loop {
-            match self.cluster.create_secret(secret).await {
+            match make().await {
                 // Nobody else knows the name: an earlier call got through, and its answer did not.
                 Err(error) if error.status() == Some(409) => return Ok(()),
                 Err(error) if error.is_unanswered() && tries < TRIES => tries += 1,

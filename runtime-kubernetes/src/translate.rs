@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition,
+};
 use v6_runtime::{
     Outcome, Pending, RunPhase, RunStatus, StartFailure, StartFailureCause as Cause, StopCause,
 };
@@ -11,6 +13,10 @@ use crate::api::LEAST_CPU;
 use crate::pod::{PROGRAM, RECEIVE, SIDECAR};
 use crate::record::{Marks, Record};
 use crate::time;
+use crate::volumes::OUT;
+
+/// A machine's clock and the API server's may differ by so much.
+const SKEW: Duration = Duration::from_secs(60);
 
 /// All that is known about a run at one moment.
 #[derive(Debug)]
@@ -104,7 +110,9 @@ fn stop_cause(marks: &Marks) -> StopCause {
 /// A machine that ends a pod for reasons of its own tells the ends of its containers first, and that
 /// it was its own doing only when it is through.
 fn is_unexplained(pod: &Pod, ended: &ContainerStateTerminated) -> bool {
-    is_by_signal(ended) && !is_running(pod, SIDECAR) && !has_ended(pod) && !is_deleted(pod)
+    // A sidecar that is to go with the program says nothing by that.
+    let stays = is_beside(pod) && !is_running(pod, SIDECAR);
+    is_by_signal(ended) && stays && !has_ended(pod) && !is_deleted(pod)
 }
 
 /// A machine that has lost its memory of what has run says nothing of it, or that it is to begin, and
@@ -184,24 +192,39 @@ fn outcome(seen: &Seen<'_>, state: &ContainerStateTerminated) -> Outcome {
     if reason == "OOMKilled" {
         return Outcome::OutOfMemory;
     }
+    // What befell the pod later did nothing to a program that had ended.
+    let last = time::later(ended, SKEW);
+    let befell = |at: Option<SystemTime>| at.is_none_or(|at| at <= last);
     if by_signal {
-        if let Some((_, message)) = disruption(seen.pod) {
+        if let Some((_, message)) = disruption(seen.pod)
+            && befell(disrupted_at(seen.pod))
+        {
             return Outcome::Evicted(message.to_owned());
         }
         if let Some(words) = pod_reason(seen.pod) {
             return Outcome::Evicted(words);
         }
-        if is_deleted(seen.pod) {
+        if is_deleted(seen.pod) && befell(deletion(seen.pod)) {
             return Outcome::Evicted("its pod was deleted by somebody else".into());
         }
-        if let Some(beside) = terminated(seen.pod, SIDECAR)
-            && beside.exit_code != 0
-        {
-            let words = format!("its sidecar ended with code {}", beside.exit_code);
+        if let Some(words) = sidecar_failed(seen.pod) {
             return Outcome::Evicted(words);
         }
     }
     Outcome::Exited(code)
+}
+
+/// A sidecar that dies ends the program. Its machine may have started it again since.
+fn sidecar_failed(pod: &Pod) -> Option<String> {
+    let status = container_status(pod, SIDECAR)?;
+    let ended = |state: &Option<ContainerState>| {
+        let ended = state.as_ref()?.terminated.as_ref()?;
+        (ended.exit_code != 0).then(|| format!("its sidecar ended with code {}", ended.exit_code))
+    };
+    let before = (status.restart_count > 0).then(|| {
+        ended(&status.last_state).unwrap_or_else(|| "its sidecar ended, and was restarted".into())
+    });
+    ended(&status.state).or(before)
 }
 
 /// How a run ended whose program never ran.
@@ -310,7 +333,10 @@ pub(crate) fn obstacle(pod: &Pod) -> Option<(StartFailure, Patience)> {
         return None;
     }
     if let Some((false, "Unschedulable", message)) = condition(pod, "PodScheduled") {
-        let absent = message.contains("persistentvolumeclaim") && message.contains("not found");
+        // Our own claim was there first, and whoever says so has not heard of it yet.
+        let absent = message.contains("persistentvolumeclaim")
+            && message.contains("not found")
+            && !out_claim(pod).is_some_and(|claim| message.contains(claim));
         let (cause, patience) = if absent {
             (Cause::MountUnusable, Patience::None)
         } else {
@@ -428,8 +454,13 @@ fn ended_before_the_start(pod: &Pod) -> Option<SystemTime> {
     if let Some(ended) = received {
         return ended.finished_at.as_ref().map(time::from_cluster);
     }
+    deletion(pod)
+}
+
+/// When somebody deleted the pod, at the latest.
+fn deletion(pod: &Pod) -> Option<SystemTime> {
     let deleted = time::from_cluster(pod.metadata.deletion_timestamp.as_ref()?);
-    // The time at which it was to be gone, at the latest.
+    // That is the time at which it was to be gone.
     let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
     deleted.checked_sub(Duration::from_secs(u64::try_from(grace).unwrap_or(0)))
 }
@@ -442,6 +473,25 @@ pub(crate) fn has_run(pod: &Pod) -> bool {
 /// Whether the sidecar can be asked.
 pub(crate) fn has_sidecar(pod: &Pod) -> bool {
     is_running(pod, SIDECAR)
+}
+
+/// The claim that the pod names for outputs.
+fn out_claim(pod: &Pod) -> Option<&str> {
+    let volumes = pod.spec.as_ref()?.volumes.as_ref()?;
+    let out = volumes.iter().find(|volume| volume.name == OUT)?;
+    let claim = out.persistent_volume_claim.as_ref()?;
+    Some(&claim.claim_name)
+}
+
+/// Whether the pod stays for its outputs when the program has ended.
+pub(crate) fn waits(pod: &Pod) -> bool {
+    has_sidecar(pod) && is_beside(pod)
+}
+
+/// Whether the sidecar stays when the program has ended.
+fn is_beside(pod: &Pod) -> bool {
+    let containers = pod.spec.as_ref().map(|spec| &spec.containers);
+    containers.is_some_and(|all| all.iter().any(|one| one.name == SIDECAR))
 }
 
 /// Whether more than the least is booked for the program.
@@ -528,11 +578,19 @@ fn disruption(pod: &Pod) -> Option<(&str, &str)> {
     }
 }
 
-fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(bool, &'a str, &'a str)> {
+/// Since when somebody does.
+fn disrupted_at(pod: &Pod) -> Option<SystemTime> {
+    let at = find_condition(pod, "DisruptionTarget")?;
+    at.last_transition_time.as_ref().map(time::from_cluster)
+}
+
+fn find_condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let found = conditions
-        .iter()
-        .find(|condition| condition.type_ == kind)?;
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(bool, &'a str, &'a str)> {
+    let found = find_condition(pod, kind)?;
     let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
     Some((
         found.status == "True",
@@ -541,15 +599,15 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(bool, &'a str, &'a str)> {
     ))
 }
 
-fn state<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerState> {
+fn container_status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
     let status = pod.status.as_ref()?;
     let all = [&status.init_container_statuses, &status.container_statuses];
-    let found = all
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|status| status.name == name)?;
-    found.state.as_ref()
+    let mut all = all.into_iter().flatten().flatten();
+    all.find(|status| status.name == name)
+}
+
+fn state<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerState> {
+    container_status(pod, name)?.state.as_ref()
 }
 
 fn program_state(pod: &Pod) -> Option<&ContainerState> {

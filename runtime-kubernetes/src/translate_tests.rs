@@ -240,6 +240,26 @@ fn a_late_cancel_changes_nothing() {
     assert_eq!(outcome(&pod), Outcome::Exited(7));
 }
 
+/// A drain long after a program that has ended like one that was ended.
+#[test]
+fn what_befalls_a_pod_later_is_no_end_of_its_program() {
+    let mut pod = recorded("exited-137");
+    let evicted = recorded("evicted");
+    let told = evicted.status.unwrap().conditions.unwrap();
+    let mut told = told
+        .into_iter()
+        .find(|condition| condition.type_ == "DisruptionTarget")
+        .unwrap();
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
+    told.last_transition_time = Some(now.clone());
+    let conditions = &mut pod.status.as_mut().unwrap().conditions;
+    conditions.get_or_insert_default().push(told);
+    pod.metadata.deletion_timestamp = Some(now);
+    pod.metadata.deletion_grace_period_seconds = Some(1);
+    assert_eq!(outcome(&pod), Outcome::Exited(137));
+}
+
 #[test]
 fn a_program_that_runs_on_is_stopping() {
     let mut pod = recorded("cancelled");

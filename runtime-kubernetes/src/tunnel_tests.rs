@@ -253,3 +253,18 @@ async fn a_network_that_stays_open_starts_nothing() {
         .unwrap();
     assert_eq!(ended.code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_sidecar_of_which_nothing_is_asked_ends_if_it_is_told_so() {
+    let idle = ["--idle", "0.5"].map(str::to_owned);
+    let mut helper = Helper::start("sidecar", &idle).await;
+    let began = std::time::Instant::now();
+    let tunnel = helper.tunnel(Mode::Sidecar, nothing()).await.unwrap();
+    // Each request counts, and the tunnel alone does not.
+    while began.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(tunnel.ask("PING").await.unwrap(), "OK");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let ended = tokio::time::timeout(LIMIT, helper.child.wait()).await;
+    assert_eq!(ended.unwrap().unwrap().code(), Some(0));
+}

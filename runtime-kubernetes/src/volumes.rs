@@ -9,8 +9,13 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use v6_runtime::{Access, ContainerPath, MountSource, OutputKind, RunSpec};
 
+use crate::claim;
 use crate::contents::{KEY, given_key};
 use crate::pod::{Parts, TMP};
+use crate::record;
+
+/// The volume that the outputs are on.
+pub(crate) const OUT: &str = "out";
 
 /// Where the content of a mount is, in the helper's words: `given/N` by a Secret, `in/N` streamed,
 /// or `out/N/PATH` as the beginning of a folder output.
@@ -63,7 +68,7 @@ pub(crate) fn program_mounts(spec: &RunSpec) -> Vec<VolumeMount> {
         mounts.push(mount("tmp", TMP, false));
     }
     for (index, output) in spec.outputs.values().enumerate() {
-        mounts.push(part("out", index, output.path.as_str(), false));
+        mounts.push(part(OUT, index, output.path.as_str(), false));
     }
     for (index, given) in spec.mounts.iter().enumerate() {
         let target = given.target.as_str();
@@ -107,27 +112,7 @@ pub(crate) fn volumes(parts: &Parts<'_>) -> Vec<Volume> {
         ..Volume::default()
     };
     let key_at = contents.place(KEY).unwrap_or_default();
-    let mut all = vec![
-        Volume {
-            name: "key".into(),
-            secret: Some(SecretVolumeSource {
-                secret_name: Some(secret(key_at)),
-                items: Some(vec![item(KEY, KEY)]),
-                ..SecretVolumeSource::default()
-            }),
-            ..Volume::default()
-        },
-        given(parts),
-        empty("in"),
-        Volume {
-            name: "out".into(),
-            empty_dir: Some(EmptyDirVolumeSource {
-                medium: None,
-                size_limit: Some(Quantity(most_output(spec).to_string())),
-            }),
-            ..Volume::default()
-        },
-    ];
+    let mut all = vec![key(secret(key_at)), given(parts), empty("in"), out(parts)];
     let tmp = spec.resources.scratch_bytes.unwrap_or(config.scratch_bytes);
     all.push(memory("tmp", tmp.get()));
     for (index, mount) in spec.mounts.iter().enumerate() {
@@ -150,9 +135,51 @@ pub(crate) fn volumes(parts: &Parts<'_>) -> Vec<Volume> {
     all
 }
 
-/// What all outputs may have on a machine's disk before it ends the pod. Each is measured when it is
-/// collected, which tells more: so there is room beyond their limits.
-fn most_output(spec: &RunSpec) -> u64 {
+/// The key of a run's tunnel, from its Secret.
+pub(crate) fn key(secret: String) -> Volume {
+    Volume {
+        name: "key".into(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret),
+            items: Some(vec![item(KEY, KEY)]),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+fn out(parts: &Parts<'_>) -> Volume {
+    let Parts {
+        owner,
+        record,
+        spec,
+        config,
+        ..
+    } = parts;
+    if claim::is_wanted(spec, config) {
+        return Volume {
+            name: OUT.into(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: record::claim_name(owner, &record.id, &record.attempt),
+                read_only: None,
+            }),
+            ..Volume::default()
+        };
+    }
+    Volume {
+        name: OUT.into(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: None,
+            size_limit: Some(Quantity(most_output(spec).to_string())),
+        }),
+        ..Volume::default()
+    }
+}
+
+/// What all outputs may have: on a machine's disk before it ends the pod, or on their claim, where its
+/// storage keeps to that. Each is measured when it is collected, which tells more: so there is room beyond
+/// their limits.
+pub(crate) fn most_output(spec: &RunSpec) -> u64 {
     const ROOM: u64 = 64 << 20;
     let limits = spec.outputs.values().map(|output| output.limit.get());
     let sum = limits.fold(0_u64, u64::saturating_add);

@@ -77,7 +77,7 @@ impl Shared {
 
     /// Books no more for a run that is over than what keeps its outputs, should they not be fetched soon.
     fn give_back(self: &Arc<Self>, look: &Look) {
-        if !translate::has_sidecar(&look.pod) || !translate::books(&look.pod) {
+        if !translate::waits(&look.pod) || !translate::books(&look.pod) {
             return;
         }
         let (shared, of, after) = (
@@ -239,6 +239,8 @@ async fn follow(shared: Arc<Shared>) {
 /// One connection, until it ends: `version` is how far it came.
 async fn session(shared: &Arc<Shared>, version: &mut Option<String>) -> Result<Infallible> {
     let step = "watching pods";
+    // Now and again, as it is begun anew.
+    shared.remove_leftovers();
     let from = match version.clone() {
         Some(from) => from,
         None => {

@@ -27,7 +27,8 @@
 # that enforces NetworkPolicies, of Kubernetes' own source (kubernetes/go.mod has the
 # versions), built as one program into the cache; containerd and runc are Debian's, with
 # state of our own. With --no-netpol policies are accepted and have no effect, as with many
-# simple networks; `up` switches a running cluster. One at a time on a machine: ports, the
+# simple networks; `up` switches a running cluster. Claims of the class v6-tests get a folder of the
+# machine each (kubernetes/volumes.py). One at a time on a machine: ports, the
 # bridge and the cgroup have fixed names. Root is needed.
 #
 # A machine more is a network namespace, with containerd, kubelet, kube-proxy and the
@@ -109,6 +110,8 @@ up() {
 		flush_netpol
 	fi
 	plain_api
+	start_program volumes python3 "$here/kubernetes/volumes.py" "127.0.0.1:$(cat "$dir/api.port")" "$dir/volumes"
+	wait_for volumes "a class of storage" kubectl get storageclass v6-tests
 	echo "export KUBECONFIG=$dir/kubeconfig V6_KUBERNETES_API=127.0.0.1:$(cat "$dir/api.port") V6_KUBERNETES_WORK=$work"
 }
 
@@ -246,7 +249,7 @@ stop() {
 	if alive second-apiserver; then kill -KILL "$(cut -d' ' -f1 "$work/run/second-apiserver.pid")"; fi
 	stop_program second-apiserver
 	# Nothing may start pods any more, before their processes are ended.
-	for name in kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
+	for name in volumes kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
 	end_pods
 	for name in kube-containerd kube-apiserver etcd; do stop_program $name; done
 	forget_containers

@@ -91,6 +91,7 @@ v6-helper sidecar [OPTION…]
     --key FILE, --out FOLDER      as above
     --listen ADDRESS:PORT         for each grant, in their order; repeatable
     --deadline SECONDS[.FRACTION] Unix time at which the program's container is to be ended
+    --idle SECONDS                end when nothing was asked for so long (default: never)
     --tunnel-port PORT            as above
     --alive-port PORT             listened to for as long as the program may run (default 61654)
 

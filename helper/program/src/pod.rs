@@ -48,6 +48,8 @@ pub struct Options {
     pub streams: Vec<(String, u64)>,
     /// `sidecar`: where to listen for each grant.
     pub listen: Vec<SocketAddrV4>,
+    /// `sidecar`: after how long without a request it ends by itself.
+    pub idle: Option<Duration>,
     /// Where the tunnel's other end is expected.
     pub tunnel_port: u16,
     /// `sidecar`: where it is listened as long as the program may run.
@@ -88,6 +90,7 @@ pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Options, S
             "--wait" => options.wait = seconds(&value).ok_or_else(wrong)?,
             "--tunnel-port" => options.tunnel_port = value.parse().map_err(|_| wrong())?,
             "--alive-port" => options.alive_port = value.parse().map_err(|_| wrong())?,
+            "--idle" => options.idle = Some(seconds(&value).ok_or_else(wrong)?),
             "--file" => options.files.push(value.parse().map_err(|_| wrong())?),
             "--folder" => options.folders.push(value.parse().map_err(|_| wrong())?),
             "--copy" => {

@@ -1,10 +1,11 @@
 //! Mode `sidecar`: beside the program of a pod. Listens for its granted connections and carries
-//! them to the other end of the tunnel; gives out what the program has left, until SIGTERM.
+//! them to the other end of the tunnel; gives out what the program has left, until SIGTERM or, in a
+//! pod that is there for nothing else, until nobody has asked for a while.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddrV4;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +32,24 @@ pub fn run(options: Options) -> i32 {
 struct Beside {
     out: String,
     end: Notify,
+    /// Requests that are being answered, and when the last one was.
+    asked: Cell<usize>,
+    last: Cell<Instant>,
+}
+
+impl Beside {
+    /// Waits until nothing was asked for so long.
+    async fn idle(&self, limit: Duration) {
+        loop {
+            let since = self.last.get().elapsed();
+            let left = limit.saturating_sub(since);
+            match (self.asked.get(), left.is_zero()) {
+                (0, true) => return,
+                (0, false) => tokio::time::sleep(left).await,
+                _ => tokio::time::sleep(limit).await,
+            }
+        }
+    }
 }
 
 async fn sidecar(options: Options) -> Result<(), Failure> {
@@ -39,13 +58,18 @@ async fn sidecar(options: Options) -> Result<(), Failure> {
     let beside = Rc::new(Beside {
         out: options.out.clone(),
         end: Notify::new(),
+        asked: Cell::new(0),
+        last: Cell::new(Instant::now()),
     });
     let serving = beside.clone();
     let tunnel = tunnel::listen(options.tunnel_port, key, "sidecar", move |stream| {
         let beside = serving.clone();
         async move {
+            beside.asked.set(beside.asked.get() + 1);
             // What breaks off is asked for again by the other end.
             let _ = serve(stream, &beside).await;
+            beside.asked.set(beside.asked.get() - 1);
+            beside.last.set(Instant::now());
         }
     })?;
     for (index, address) in options.listen.iter().enumerate() {
@@ -56,7 +80,7 @@ async fn sidecar(options: Options) -> Result<(), Failure> {
     let alive = TcpListener::bind(("0.0.0.0", options.alive_port))
         .await
         .map_err(|error| Failure::new(format!("port {}: {error}", options.alive_port)))?;
-    let ending = beside.clone();
+    let (ending, idle) = (beside.clone(), options.idle);
     tokio::task::spawn_local(async move {
         tokio::select! {
             () = stay(&alive) => {}
@@ -66,8 +90,17 @@ async fn sidecar(options: Options) -> Result<(), Failure> {
         // Nobody listens from here on: the machine ends the program's container.
         drop(alive);
     });
-    // The whole pod ends, and the program's end is not told before this one's.
-    terminated.recv().await;
+    let idle = async {
+        match idle {
+            Some(limit) => beside.idle(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        // The whole pod ends, and the program's end is not told before this one's.
+        _ = terminated.recv() => {}
+        () = idle => {}
+    }
     Ok(())
 }
 

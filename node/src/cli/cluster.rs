@@ -15,6 +15,10 @@ pub struct RbacArgs {
     /// For a node outside of the cluster: with a token for its kubeconfig that does not expire
     #[arg(long)]
     outside: bool,
+
+    /// For a node whose configuration has runtime.kubernetes.outputs: claim
+    #[arg(long)]
+    claims: bool,
 }
 
 /// What `helper-image` takes on the command line.
@@ -30,7 +34,7 @@ pub struct ImageArgs {
 /// # Errors
 /// A name that is no namespace's; standard output that is closed.
 pub fn rbac(args: &RbacArgs) -> Result<Exit, Failure> {
-    let objects = backends::cluster_rights(&args.namespace, args.outside)?;
+    let objects = backends::cluster_rights(&args.namespace, args.outside, args.claims)?;
     write(objects.as_bytes())
 }
 

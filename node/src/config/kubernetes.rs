@@ -36,6 +36,10 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
         (*action, read)
     });
     let steps = steps.filter(|(_, read)| *read != Placement::default());
+    let outputs = section.read("outputs", |field| {
+        choice(field, &["pod", "claim"], |word| word)
+    });
+    let claims = outputs == Some("claim");
     let read = Kubernetes {
         kubeconfig: section.read("kubeconfig", |field| {
             field.text().map(|text| absolute(context.directory(), text))
@@ -54,6 +58,8 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
         gpu: word("gpu"),
         gate: gate != Some("off"),
         canary: section.read("canary", |field| or_none(field, Field::duration)),
+        claims,
+        storage_class: section.read("storage_class", |field| storage_class(field, claims)),
         start_timeout: section.read("start_timeout", Field::duration),
         pull_timeout: section.read("pull_timeout", Field::duration),
     };
@@ -75,6 +81,16 @@ fn placement(section: &Section<'_>) -> Placement {
         runtime_class: word("runtime_class"),
         priority_class: word("priority_class"),
     }
+}
+
+fn storage_class(field: &Field<'_>, claims: bool) -> Result<String, Fault> {
+    if !claims {
+        return fault(
+            "there is nothing that it would be the class of",
+            "write outputs: claim, too",
+        );
+    }
+    field.text()
 }
 
 fn helper_image(name: &str) -> Result<ImageRef, Fault> {

@@ -279,9 +279,15 @@ runtime:
     let never = text.replace("canary: 6h", "canary: none");
     let runtime = read(&never, &flat_environment()).unwrap().runtime;
     assert_eq!(runtime.kubernetes.canary, Some(None));
-    let open = format!("{text}    gate: off\n");
-    let runtime = read(&open, &flat_environment()).unwrap().runtime;
-    assert!(!runtime.kubernetes.gate);
+    assert!(!cluster.claims);
+    let open = format!("{text}    gate: off\n    outputs: claim\n    storage_class: fast\n");
+    let cluster = read(&open, &flat_environment()).unwrap().runtime.kubernetes;
+    assert!(!cluster.gate);
+    assert!(cluster.claims);
+    assert_eq!(cluster.storage_class.as_deref(), Some("fast"));
+    let classless = open.replace("outputs: claim", "outputs: pod");
+    let shown = problems(&classless, &flat_environment());
+    assert!(shown.contains("storage_class"), "{shown}");
 
     let text = text
         .replace("/v6-helper:1", "/V6 Helper")
@@ -290,9 +296,16 @@ runtime:
         .replace("zone: a", "zone: [a]")
         .replace("value: research", "valeu: research")
         .replace("key: zone, operator", "key: 7, operator");
-    let text = format!("{text}    gate: open\n");
+    let text = format!("{text}    gate: open\n    outputs: disk\n");
     let shown = problems(&text, &flat_environment());
-    let wrong = ["V6 Helper", "few", "namspace", "node_selector.zone", "open"];
+    let wrong = [
+        "V6 Helper",
+        "few",
+        "namspace",
+        "node_selector.zone",
+        "open",
+        "disk",
+    ];
     // What is the API's, only what has its types can judge.
     let judged: &[&str] = if cfg!(feature = "kubernetes") {
         &["[0].valeu", "kubernetes.affinity"]

@@ -343,6 +343,10 @@ pub struct Kubernetes {
     pub gate: bool,
     /// How often it is looked whether the network denies at all; never if `Some(None)`.
     pub canary: Option<Option<Duration>>,
+    /// Whether outputs are kept on claims of their own.
+    pub claims: bool,
+    /// The class of storage of these; the cluster's default if none.
+    pub storage_class: Option<String>,
     /// How long a pod may wait for a machine.
     pub start_timeout: Option<Duration>,
     /// How long for a registry.

@@ -13,7 +13,7 @@ use v6_runtime::{
     CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId,
     RunPhase, RunSpec, Runtime,
 };
-use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime};
+use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime, Outputs};
 
 /// What is needed: a cluster, a node's account in a namespace of it, the helper's image and the probe's
 /// in a registry that it can reach.
@@ -44,7 +44,19 @@ impl Bench {
     /// `None`, said aloud, where there is no cluster; a failure where there has to be one. The runtime
     /// has a node's rights, the test an administrator's.
     pub async fn new() -> Option<Self> {
-        let found: Vec<Option<String>> = NEEDED
+        Self::of(NEEDED)
+    }
+
+    /// The same, where a node keeps outputs on claims.
+    pub async fn with_claims() -> Option<Self> {
+        let [cluster, _, _, helper, probe] = NEEDED;
+        let config = "V6_KUBERNETES_CLAIMS_CONFIG";
+        let namespace = "V6_KUBERNETES_CLAIMS_NAMESPACE";
+        Self::of([cluster, config, namespace, helper, probe])
+    }
+
+    fn of(needed: [&str; 5]) -> Option<Self> {
+        let found: Vec<Option<String>> = needed
             .iter()
             .map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
             .collect();
@@ -56,7 +68,7 @@ impl Bench {
             Some(probe),
         ] = &found[..]
         else {
-            let reason = format!("one of {} is not set", NEEDED.join(", "));
+            let reason = format!("one of {} is not set", needed.join(", "));
             assert!(
                 std::env::var_os("V6_REQUIRE_KUBERNETES").is_none(),
                 "{reason}"
@@ -94,6 +106,12 @@ impl Bench {
             .with_memory_bytes(bytes(128 << 20))
             .with_scratch_bytes(bytes(16 << 20))
             .with_cpu_request_milli(Some(20.try_into().unwrap()))
+    }
+
+    /// With outputs on claims, which volumes.py of the tests' services gives volumes.
+    pub fn claims(&self) -> KubernetesConfig {
+        let storage_class = Some("v6-tests".to_owned());
+        self.config().with_outputs(Outputs::Claim { storage_class })
     }
 
     /// What is this machine's or this test's alone, and what stands for it in a recording.

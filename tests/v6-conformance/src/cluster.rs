@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
@@ -20,7 +20,7 @@ use v6_runtime::{Error, ErrorKind, ImageRef, Owner, Result, RunId, Runtime};
 use v6_runtime_conformance::{
     Fault, Harness, Injected, Planted, Registries, Stranger, Tagged, suite_process,
 };
-use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime};
+use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime, Outputs};
 
 use crate::cluster_images::{Change, Images};
 use crate::cluster_objects::{MARK, Volumes, plant};
@@ -89,9 +89,24 @@ pub(crate) struct ClusterOptions {
         hide_env = true
     )]
     cluster_probe: Option<String>,
+    /// Where the runtime keeps outputs
+    #[arg(long, value_enum, default_value = "pod")]
+    outputs: Keeping,
+    /// The class of storage for --outputs claim; the cluster's default without it
+    #[arg(long, value_name = "NAME")]
+    storage_class: Option<String>,
     /// Takes all images of the suite's registries from the cluster's machines; run by sh
     #[arg(long, value_name = "COMMAND")]
     forget_images: Option<String>,
+}
+
+/// Where outputs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Keeping {
+    /// In the run's pod
+    Pod,
+    /// On a claim of the run's own
+    Claim,
 }
 
 /// A folder of the suite, with a kubeconfig for each owner.
@@ -119,6 +134,7 @@ pub(crate) struct ClusterHarness {
     helper: ImageRef,
     probe: ImageRef,
     acting_as: Option<String>,
+    outputs: Outputs,
     restart: Option<Restart>,
     registries: Option<Arc<Started>>,
     forget_images: Option<String>,
@@ -152,6 +168,12 @@ impl ClusterHarness {
             helper: image(options.helper, "helper")?,
             probe: image(options.cluster_probe, "cluster-probe")?,
             acting_as: options.acting_as,
+            outputs: match options.outputs {
+                Keeping::Pod => Outputs::Pod,
+                Keeping::Claim => Outputs::Claim {
+                    storage_class: options.storage_class,
+                },
+            },
             restart: Restart::of(engine.restart),
             registries: engine
                 .registries
@@ -279,6 +301,7 @@ impl Harness for ClusterHarness {
             .with_cpu_request_milli(NonZeroU32::new(20))
             // Each case connects anew. That runs are denied the network is seen in each of them, as ever.
             .with_canary_every(None)
+            .with_outputs(self.outputs.clone())
             .with_pull_timeout(PULL_TIMEOUT);
         Ok(Arc::new(KubernetesRuntime::connect(config).await?))
     }
@@ -296,6 +319,12 @@ impl Harness for ClusterHarness {
             if is_owners(owner, &pod.metadata) {
                 let text = serde_json::to_string(&pod).map_err(failed("writing a pod"))?;
                 found.push(format!("pod {text}"));
+            }
+        }
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &self.namespace);
+        for claim in claims.list(&all).await.map_err(failed("listing claims"))? {
+            if is_owners(owner, &claim.metadata) {
+                found.push(format!("claim {:?}", claim.metadata));
             }
         }
         let secrets: Api<Secret> = Api::namespaced(client, &self.namespace);

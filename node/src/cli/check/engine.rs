@@ -59,7 +59,11 @@ pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
             "see that slurmctld answers (scontrol ping), or set runtime.slurm.conf".to_owned()
         }
         (RuntimeKind::Kubernetes, ErrorKind::Denied) => {
-            "have the cluster's administrator apply what `v6-node rbac` prints".to_owned()
+            let claims = match config.runtime.kubernetes.claims {
+                true => " --claims",
+                false => "",
+            };
+            format!("have the cluster's administrator apply what `v6-node rbac{claims}` prints")
         }
         (RuntimeKind::Kubernetes, ErrorKind::Unavailable | ErrorKind::Timeout) => {
             "see that the API server answers (kubectl version), or set runtime.kubernetes.kubeconfig"
