@@ -43,7 +43,7 @@ mod control;
 mod egress;
 mod error;
 mod examine;
-mod helper_image;
+mod image;
 mod isolate;
 mod lease;
 mod logs;
@@ -67,6 +67,6 @@ mod volumes;
 mod watch;
 
 pub use config::{Gate, KubernetesConfig};
-pub use helper_image::helper_image;
+pub use image::{ImageFile, helper_image, image};
 pub use rights::rbac;
 pub use runtime::KubernetesRuntime;
