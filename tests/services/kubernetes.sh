@@ -14,7 +14,7 @@
 #
 # API server (RBAC on), controllers, scheduler, etcd, kubelet, kube-proxy and a controller
 # that enforces NetworkPolicies, of Kubernetes' own source (kubernetes/go.mod has the
-# versions), built as one program into the cache; containerd and runc are Debian's, with
+# versions), built as one program into the cache, with kubectl and helm in it; containerd and runc are Debian's, with
 # state of our own. With --no-netpol policies are accepted and have no effect, as with many
 # simple networks; `up` switches a running cluster. One at a time on a machine: ports, the
 # bridge and the cgroup have fixed names. Root is needed.
@@ -37,7 +37,8 @@ names() {
 }
 
 build_programs() {
-	local version=k8s.io/component-base/version
+	local version=k8s.io/component-base/version helm=helm.sh/helm/v4/pkg/chart minor
+	minor=$(echo "$kubernetes_version" | cut -d. -f2)
 	need_command go "building the cluster's programs (1.24 or newer)"
 	mkdir -p "$1"
 	(
@@ -46,7 +47,9 @@ build_programs() {
 		nice go build -trimpath -o "$1/pause" -ldflags '-s -w' ./pause
 		nice go build -trimpath -o "$1/testcluster" -ldflags "-s -w \
 			-X $version.gitVersion=$kubernetes_version -X $version.gitMajor=1 \
-			-X $version.gitMinor=$(echo "$kubernetes_version" | cut -d. -f2)" .
+			-X $version.gitMinor=$minor \
+			-X $helm/common.k8sVersionMajor=1 -X $helm/common.k8sVersionMinor=$minor \
+			-X $helm/v2/lint/rules.k8sVersionMajor=1 -X $helm/v2/lint/rules.k8sVersionMinor=$minor" .
 	)
 }
 need_command() { command -v "$1" >/dev/null || die "$1 is needed for $2"; }
@@ -55,7 +58,7 @@ programs() {
 	local key name
 	key=$(cat "$here"/kubernetes/go.{mod,sum} "$here"/kubernetes/*.go "$here"/kubernetes/pause/*.go | fingerprint)
 	built=$(cached "kubernetes-$key" "Kubernetes $kubernetes_version, built from source (some minutes)" build_programs)
-	for name in testcluster kubectl; do ln -sfn "$built/testcluster" "$dir/bin/$name"; done
+	for name in testcluster kubectl helm; do ln -sfn "$built/testcluster" "$dir/bin/$name"; done
 }
 
 kubectl() { "$dir/bin/kubectl" --kubeconfig "$dir/kubeconfig" "$@"; }

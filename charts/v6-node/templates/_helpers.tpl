@@ -40,7 +40,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* Where the node finds the file of a database: by the chart's values, and the label. */ -}}
 {{- define "v6-node.file" -}}
 {{- $label := .label }}
-{{- $entry := get .root.Values.databases $label }}
+{{- $entry := get (.root.Values.databases | default dict) $label }}
 {{- $path := $entry.path | default "" }}
 {{- range dig "databases" "fileBased" (list) .root.Values.node | default list }}
 {{- if eq .name $label }}{{ $path = $path | default .originalName }}{{ end }}
@@ -85,7 +85,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- range $database := dig "databases" "fileBased" (list) .Values.node | default list }}
 {{- $label := $database.name }}
 {{- $labels = append $labels $label }}
-{{- if and (not (hasKey $.Values.databases $label)) (not (dig "databases" $label "volume" "" $runtime)) }}
+{{- if and (not (hasKey ($.Values.databases | default dict) $label)) (not (dig "databases" $label "volume" "" $runtime)) }}
 {{- fail (printf "node.databases.fileBased: %s is a file, and a pod sees none of a machine: put it into a claim of the namespace, and name that in databases.%s.claim, or in runtime.databases.%s.volume for a folder or what is large" $label $label $label) }}
 {{- end }}
 {{- end }}
@@ -102,7 +102,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $node := omit (deepCopy .Values.node) "createSecrets" }}
 {{- $files := list }}
 {{- range $database := dig "databases" "fileBased" (list) .Values.node | default list }}
-{{- if hasKey $.Values.databases $database.name }}
+{{- if hasKey ($.Values.databases | default dict) $database.name }}
 {{- $uri := include "v6-node.file" (dict "root" $ "label" $database.name) }}
 {{- $database = merge (dict "uri" $uri) (omit $database "volumePath" "originalName") }}
 {{- end }}
