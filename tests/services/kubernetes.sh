@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A Kubernetes cluster for tests: one node with everything that makes a cluster.
 #
-#   eval "$(kubernetes.sh up WORKDIR [--no-netpol])"   sets KUBECONFIG, and V6_KUBERNETES_API
+#   eval "$(kubernetes.sh up WORKDIR [--no-netpol])"   sets KUBECONFIG, V6_KUBERNETES_API
 #                                                      (ADDRESS:PORT of the API without a login)
+#                                                      and V6_HELM, a program
 #   kubernetes.sh push WORKDIR ARCHIVE NAME:TAG        uploads an image archive to the two
 #                                                      registries of registry.sh in WORKDIR
 #   kubernetes/prepare WORKDIR PROBE.tar               what tests need in the cluster: a namespace,
@@ -96,7 +97,7 @@ up() {
 		flush_netpol
 	fi
 	plain_api
-	echo "export KUBECONFIG=$dir/kubeconfig V6_KUBERNETES_API=127.0.0.1:$(cat "$dir/api.port")"
+	echo "export KUBECONFIG=$dir/kubeconfig V6_KUBERNETES_API=127.0.0.1:$(cat "$dir/api.port") V6_HELM=$dir/bin/helm"
 }
 
 # The API on loopback without encryption or a login: tests put faults between.

@@ -114,7 +114,11 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>, Failure> {
     if let Some(folder) = beside.and_then(|at| at.parent()).map(Path::to_owned) {
         let more = LOOKUP.iter().map(|name| folder.join(name));
         let more: Vec<PathBuf> = more.filter(|at| at.is_file()).collect();
-        found.extend(more.into_iter().filter(|at| !found.contains(at)).collect::<Vec<_>>());
+        found.extend(
+            more.into_iter()
+                .filter(|at| !found.contains(at))
+                .collect::<Vec<_>>(),
+        );
     }
     Ok(found)
 }
@@ -147,9 +151,15 @@ mod tests {
     fn what_a_loader_lists() {
         let said = "\tlinux-vdso.so.1 (0x00007ffd1)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f1)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f2)\n";
-        let found = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"];
+        let found = [
+            "/lib/x86_64-linux-gnu/libc.so.6",
+            "/lib64/ld-linux-x86-64.so.2",
+        ];
         assert_eq!(listed(said), Ok(found.map(PathBuf::from).to_vec()));
         assert_eq!(listed("v6-node 0.1.0\n"), Ok(Vec::new()));
-        assert_eq!(listed("\tlibx.so.1 => not found\n"), Err("libx.so.1".to_owned()));
+        assert_eq!(
+            listed("\tlibx.so.1 => not found\n"),
+            Err("libx.so.1".to_owned())
+        );
     }
 }
