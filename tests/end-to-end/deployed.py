@@ -121,7 +121,9 @@ class Deployed(Node):
 
     def way_to_loopback(self, address: str, ports: list[int]) -> dict:
         """A container that passes on to the bridge what the node asks of its own loopback."""
-        lines = [f"nc -ll -p {port} -e nc {address} {port} &" for port in ports]
+        # The first process of a container heeds a signal only if it says so.
+        lines = ["trap 'exit 0' TERM"]
+        lines += [f"nc -ll -p {port} -e nc {address} {port} &" for port in ports]
         return {
             "name": "way", "image": f"{os.environ['V6_REGISTRY_OPEN']}/v6-tests/busybox:1",
             "command": ["/bin/sh", "-c", "\n".join([*lines, "wait"])],

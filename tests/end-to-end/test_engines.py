@@ -72,7 +72,8 @@ class InCluster(Nodes, unittest.TestCase):
         cls.collaboration, cls.image = engines.in_cluster()
 
     def tearDown(self):
-        until(lambda: self.collaboration.node.pods("run") == [], 30, "no run is left in the cluster")
+        until(lambda: self.collaboration.node.pods("run") == [], 30,
+              "no run is left in the cluster")
 
     def test_its_answer_is_that_from_outside(self):
         inside = self.check(self.image)
