@@ -192,6 +192,37 @@ pub fn helper_image(name: &str) -> Result<(Vec<u8>, String)> {
     }
 }
 
+/// An image of the node, of the files that it needs, and of the helper: an OCI archive, and its digest. A
+/// file is its path, its content, and whether it is executable.
+///
+/// # Errors
+/// A `v6-node` without this engine; a path that no archive can hold.
+pub fn node_image(
+    name: &str,
+    entrypoint: &str,
+    environment: &[String],
+    files: Vec<(String, Vec<u8>, bool)>,
+) -> Result<(Vec<u8>, String)> {
+    #[cfg(feature = "kubernetes")]
+    {
+        use v6_runtime_kubernetes::ImageFile;
+        let files = files
+            .into_iter()
+            .map(|(path, content, executable)| ImageFile::new(&path, content, executable));
+        let files: Vec<ImageFile> = files.chain([ImageFile::helper()]).collect();
+        let archive = v6_runtime_kubernetes::image(name, entrypoint, environment, &files);
+        archive.map_err(|error| {
+            let what = "the archive could not be put together";
+            v6_runtime::Error::new(v6_runtime::ErrorKind::Unexpected, what).with_source(error)
+        })
+    }
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = (name, entrypoint, environment, files);
+        Err(no_cluster())
+    }
+}
+
 #[cfg(not(feature = "kubernetes"))]
 fn no_cluster() -> v6_runtime::Error {
     let what = "this v6-node was built without the feature \"kubernetes\"";

@@ -25,25 +25,38 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// # Errors
 /// What keeps the node from working and will not pass by itself.
 pub async fn start(config: Config, stop: CancellationToken) -> Result<(), Failure> {
-    let serving = Box::pin(serve(config, stop.clone()));
+    let alone = async {
+        let runtime = connect(&config).await?;
+        let lease = only_one(&*runtime).await?;
+        Ok::<_, Failure>((runtime, lease))
+    };
     // Before the node serves, `stop` ends whatever it waits for.
-    match stop.run_until_cancelled(serving).await {
-        Some(Ok(serving)) => serving.until(stop).await,
+    let (runtime, lease) = match stop.run_until_cancelled(Box::pin(alone)).await {
+        Some(alone) => alone?,
+        None => return Ok(()),
+    };
+    let serving = Box::pin(serve(config, runtime, stop.clone()));
+    let ended = match stop.run_until_cancelled(serving).await {
+        Some(Ok(serving)) => serving.until(stop, &lease).await,
         Some(Err(failure)) => Err(failure),
         None => Ok(()),
-    }
+    };
+    // What this process has not told by its end, its successor has to wait for.
+    let _ = tokio::time::timeout(LEAVE_WITHIN, lease.give_back()).await;
+    ended
 }
 
 struct Serving {
     node: Arc<Node>,
     supervisor: Supervisor,
     events: crate::hq::SocketEvents,
-    lease: Lease,
 }
 
-async fn serve(config: Config, stop: CancellationToken) -> Result<Serving, Failure> {
-    let runtime = connect(&config).await?;
-    let lease = only_one(&*runtime).await?;
+async fn serve(
+    config: Config,
+    runtime: Arc<dyn Runtime>,
+    stop: CancellationToken,
+) -> Result<Serving, Failure> {
     let Membership {
         hq,
         us,
@@ -95,17 +108,15 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<Serving, Failu
         node,
         supervisor,
         events,
-        lease,
     })
 }
 
 impl Serving {
-    async fn until(self, stop: CancellationToken) -> Result<(), Failure> {
+    async fn until(self, stop: CancellationToken, lease: &Lease) -> Result<(), Failure> {
         let Self {
             node,
             supervisor,
             events,
-            lease,
         } = self;
         let ended = tokio::select! {
             () = supervisor.serve(events, stop.clone()) => Ok(()),
@@ -118,7 +129,6 @@ impl Serving {
             "leaving; runs in progress go on at the engine and are taken up at the next start"
         );
         let _ = tokio::time::timeout(LEAVE_WITHIN, node.socket.close()).await;
-        drop(lease);
         ended
     }
 }

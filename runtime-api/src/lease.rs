@@ -17,6 +17,13 @@ pub trait Held: Send + Sync + 'static {
     /// Becomes ready when the lease is lost although it was not given back. Backends whose lease
     /// cannot be lost return a future that never is.
     fn lost(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>>;
+
+    /// Gives the lease back, and is ready when the next holder can have it. For backends that have to tell
+    /// somebody else: a drop only begins that.
+    fn given_back(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        drop(self);
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl Lease {
@@ -32,6 +39,14 @@ impl Lease {
     /// Cancel-safe.
     pub async fn lost(&self) -> String {
         self.held.lost().await
+    }
+
+    /// Gives the lease back and waits until the next holder can have it; for a process that is about to
+    /// end, which would take along what a drop has only begun.
+    ///
+    /// Cancel-safe: it is given back all the same, if the process lasts.
+    pub async fn give_back(self) {
+        self.held.given_back().await;
     }
 }
 

@@ -327,4 +327,14 @@ impl Held for Kept {
             }
         })
     }
+
+    fn given_back(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let desk = self.desk.clone();
+        drop(self);
+        Box::pin(async move {
+            let mut ours = desk.ours.subscribe();
+            // It fails only when the desk is gone, which is held here.
+            let _ = ours.wait_for(|ours| *ours != Ours::NotForLong).await;
+        })
+    }
 }

@@ -62,7 +62,7 @@ mod contents;
 mod egress;
 mod error;
 mod examine;
-mod helper_image;
+mod image;
 mod isolate;
 mod lease;
 mod logs;
@@ -88,8 +88,7 @@ mod volumes;
 mod watch;
 
 pub use config::{Gate, KubernetesConfig, Outputs};
-pub use helper_image::helper_image;
+pub use image::{ImageFile, helper_image, image};
 pub use placement::{Placement, affinity, tolerations};
-pub use rights::rbac;
 pub use rights::{RbacOptions, rbac};
 pub use runtime::KubernetesRuntime;

@@ -119,6 +119,8 @@ class Engine:
     settings: Mapping[str, Any] = field(default_factory=dict)
     # Whom the node has to be, if not who these tests are.
     user: str | None = None
+    # What makes the node, if it is no process of this machine.
+    node: Callable[..., Node] | None = None
 
 
 class Node:
@@ -235,7 +237,8 @@ class Collaboration:
 
     def _node(self, number: int, engine: Engine) -> Node:
         log = self.services.log / f"e2e-{self.folder.name}-node-{number}.log"
-        node = Node(self.folder / f"node-{number}.yaml", self.folder / f"node-{number}.env", log,
+        make = engine.node or Node
+        node = make(self.folder / f"node-{number}.yaml", self.folder / f"node-{number}.env", log,
                     engine)
         config = json.loads(node.config.read_text())
         config["runtime"] |= engine.settings
@@ -275,6 +278,11 @@ class Collaboration:
         """A task with one run, at the home organization; returns the task's id."""
         return self.user.start(method, "federated_compute", image, arguments=arguments,
                                organizations=[self.home])
+
+    def subtasks(self, task: int) -> list[int]:
+        """The ids of the tasks that a central task has made."""
+        found = self.user.client.task.list(parent=task)["data"]
+        return sorted(child["id"] for child in found)
 
     def ended(self, task: int, timeout: float = 60) -> v6user.Run:
         """Wait for the end of a task's only run."""

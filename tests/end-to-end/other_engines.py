@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import deployed
 from bed import PYTHON, RUST, UNRULY, Collaboration, Engine, Node, bed
 
 ALGORITHMS = {PYTHON: "average-python", RUST: "average-rust", UNRULY: "unruly"}
@@ -136,13 +137,36 @@ def kubernetes() -> Engine:
     return Engine("kubernetes", {"kubernetes": own, "run": {"pids": "none", "memory": "512MiB"}})
 
 
-def cluster() -> tuple[Collaboration, str]:
-    """Two nodes in one namespace of a cluster, one at Docker; and an image that both fetch."""
-    need(V6_KUBERNETES_CONFIG="Kubernetes", V6_REGISTRY_OPEN="the image registries")
+def cluster_image() -> str:
+    """The algorithm in the registry from which the cluster fetches, and all others."""
     folder = bed().services.work / "images"
     folder.mkdir(exist_ok=True)
     bed().services.build_images("--to", folder, ALGORITHMS[RUST])
     name = "v6-tests/average-rust:1"
     bed().services.run("kubernetes", "push", str(folder / f"{ALGORITHMS[RUST]}.tar"), name)
-    at = bed().collaboration("cluster", engines=(kubernetes(), Engine(), kubernetes()))
-    return at, f"{os.environ['V6_REGISTRY_OPEN']}/{name}"
+    return f"{os.environ['V6_REGISTRY_OPEN']}/{name}"
+
+
+def podman_or(other: Engine) -> Engine:
+    """Root's Podman, if it is there."""
+    host = os.environ.get("V6_PODMAN_HOST")
+    return Engine("podman", {"podman": {"host": host}}) if host else other
+
+
+def cluster() -> tuple[Collaboration, str]:
+    """A node that drives a cluster from outside, one at Docker, one at Podman; and an image that
+    all fetch."""
+    need(V6_KUBERNETES_CONFIG="Kubernetes", V6_REGISTRY_OPEN="the image registries")
+    engines = (kubernetes(), Engine(), podman_or(kubernetes()))
+    return bed().collaboration("cluster", engines=engines), cluster_image()
+
+
+def in_cluster() -> tuple[Collaboration, str]:
+    """The same with a node that is in the cluster."""
+    need(V6_KUBERNETES_CONFIG="Kubernetes", V6_REGISTRY_OPEN="the image registries", V6_HELM="Helm")
+    deployed.images()
+    outside = kubernetes()
+    own = {key: outside.settings["kubernetes"][key] for key in ("booked_cpus",)}
+    inside = Engine("kubernetes", {**outside.settings, "kubernetes": own}, node=deployed.Deployed)
+    engines = (inside, Engine(), podman_or(Engine()))
+    return bed().collaboration("in-cluster", engines=engines), cluster_image()

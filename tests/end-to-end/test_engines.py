@@ -8,7 +8,7 @@ from __future__ import annotations
 import unittest
 
 import other_engines as engines
-from bed import PYTHON, RUST, Collaboration
+from bed import PYTHON, RUST, Collaboration, until
 
 import expected
 import pandas as pd
@@ -19,12 +19,13 @@ class Nodes:
 
     collaboration: Collaboration
 
-    def check(self, image: str) -> None:
+    def check(self, image: str) -> dict:
         answer = self.collaboration.user.average(image)
         whole = pd.read_csv(self.collaboration.folder / "data" / "whole.csv")
         self.assertEqual(expected.differences(whole, answer), [])
         runs = self.collaboration.user.runs(answer["task"])
         self.assertEqual({run.status for run in runs}, {"completed"})
+        return answer
 
     def test_check_of_each_node(self):
         for node in self.collaboration.nodes:
@@ -61,3 +62,52 @@ class Cluster(Nodes, unittest.TestCase):
 
     def test_rust(self):
         self.check(self.image)
+
+
+def one_of(found: list) -> list | None:
+    return found if len(found) == 1 else None
+
+
+class InCluster(Nodes, unittest.TestCase):
+    """The node as a Deployment, installed by the chart into a namespace of restricted pods."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.collaboration, cls.image = engines.in_cluster()
+
+    def tearDown(self):
+        until(lambda: self.collaboration.node.pods("run") == [], 30,
+              "no run is left in the cluster")
+
+    def test_its_answer_is_that_from_outside(self):
+        inside = self.check(self.image)
+        outside = engines.cluster()[0].user.average(self.image)
+        self.assertEqual(inside["columns"], outside["columns"])
+
+    def test_its_pod_is_deleted_while_runs_run(self):
+        at, user = self.collaboration, self.collaboration.user
+        dataframe = user.extract(user.session(), self.image)
+        # Then the central part waits for as long as this test wants it to.
+        at.nodes[1].stop()
+        try:
+            central = user.start("central", "central_compute", self.image, dataframe=dataframe)
+            (child,) = until(lambda: at.subtasks(central), 60, "there is a subtask")
+
+            def others_have_ended() -> bool:
+                ended = [run for run in user.runs(child) if run.status == "completed"]
+                return len(ended) == len(at.nodes) - 1
+
+            until(others_have_ended, 60, "the two other nodes have done the subtask")
+            # The pod of the subtask goes when HQ has its result.
+            (waiting,) = until(lambda: one_of(at.node.pods("run")), 30, "one run is left here")
+            at.node.delete_pod()
+            (still,) = at.node.pods("run")
+            self.assertEqual(still["metadata"]["uid"], waiting["metadata"]["uid"])
+        finally:
+            at.nodes[1].start()
+        user.wait(central)
+        whole = pd.read_csv(at.folder / "data" / "whole.csv")
+        self.assertEqual(expected.differences(whole, user.result(central)), [])
+        self.assertEqual(at.subtasks(central), [child])
+        runs = user.runs(central) + user.runs(child)
+        self.assertEqual([run.status for run in runs], ["completed"] * (1 + len(at.nodes)))

@@ -3,7 +3,7 @@
 #
 #   eval "$(kubernetes.sh up WORKDIR [--no-netpol])"   sets KUBECONFIG, V6_KUBERNETES_API
 #                                                      (ADDRESS:PORT of the API without a login)
-#                                                      and V6_KUBERNETES_WORK (WORKDIR)
+#                                                      V6_KUBERNETES_WORK (WORKDIR) and V6_HELM, a program
 #   kubernetes.sh push WORKDIR ARCHIVE NAME:TAG        uploads an image archive to the two
 #                                                      registries of registry.sh in WORKDIR
 #   kubernetes/prepare WORKDIR PROBE.tar               what tests need in the cluster: a namespace,
@@ -25,7 +25,7 @@
 #
 # API server (RBAC on), controllers, scheduler, etcd, kubelet, kube-proxy and a controller
 # that enforces NetworkPolicies, of Kubernetes' own source (kubernetes/go.mod has the
-# versions), built as one program into the cache; containerd and runc are Debian's, with
+# versions), built as one program into the cache, with kubectl and helm in it; containerd and runc are Debian's, with
 # state of our own. With --no-netpol policies are accepted and have no effect, as with many
 # simple networks; `up` switches a running cluster. Claims of the class v6-tests get a folder of the
 # machine each (kubernetes/volumes.py). One at a time on a machine: ports, the
@@ -56,7 +56,8 @@ names() {
 }
 
 build_programs() {
-	local version=k8s.io/component-base/version
+	local version=k8s.io/component-base/version helm=helm.sh/helm/v4/pkg/chart minor
+	minor=$(echo "$kubernetes_version" | cut -d. -f2)
 	need_command go "building the cluster's programs (1.24 or newer)"
 	mkdir -p "$1"
 	(
@@ -65,7 +66,9 @@ build_programs() {
 		nice go build -trimpath -o "$1/pause" -ldflags '-s -w' ./pause
 		nice go build -trimpath -o "$1/testcluster" -ldflags "-s -w \
 			-X $version.gitVersion=$kubernetes_version -X $version.gitMajor=1 \
-			-X $version.gitMinor=$(echo "$kubernetes_version" | cut -d. -f2)" .
+			-X $version.gitMinor=$minor \
+			-X $helm/common.k8sVersionMajor=1 -X $helm/common.k8sVersionMinor=$minor \
+			-X $helm/v2/lint/rules.k8sVersionMajor=1 -X $helm/v2/lint/rules.k8sVersionMinor=$minor" .
 	)
 }
 need_command() { command -v "$1" >/dev/null || die "$1 is needed for $2"; }
@@ -74,7 +77,7 @@ programs() {
 	local key name
 	key=$(cat "$here"/kubernetes/go.{mod,sum} "$here"/kubernetes/*.go "$here"/kubernetes/pause/*.go | fingerprint)
 	built=$(cached "kubernetes-$key" "Kubernetes $kubernetes_version, built from source (some minutes)" build_programs)
-	for name in testcluster kubectl; do ln -sfn "$built/testcluster" "$dir/bin/$name"; done
+	for name in testcluster kubectl helm; do ln -sfn "$built/testcluster" "$dir/bin/$name"; done
 }
 
 kubectl() { "$dir/bin/kubectl" --kubeconfig "$dir/kubeconfig" "$@"; }
@@ -112,7 +115,7 @@ up() {
 	plain_api
 	start_program volumes python3 "$here/kubernetes/volumes.py" "127.0.0.1:$(cat "$dir/api.port")" "$dir/volumes"
 	wait_for volumes "a class of storage" kubectl get storageclass v6-tests
-	echo "export KUBECONFIG=$dir/kubeconfig V6_KUBERNETES_API=127.0.0.1:$(cat "$dir/api.port") V6_KUBERNETES_WORK=$work"
+	echo "export KUBECONFIG=$dir/kubeconfig V6_KUBERNETES_API=127.0.0.1:$(cat "$dir/api.port") V6_KUBERNETES_WORK=$work V6_HELM=$dir/bin/helm"
 }
 
 node_netpol() {

@@ -43,17 +43,23 @@ pub fn rbac(args: &RbacArgs) -> Result<Exit, Failure> {
 /// # Errors
 /// Standard output that is a terminal, or closed.
 pub fn helper_image(args: &ImageArgs) -> Result<Exit, Failure> {
-    if std::io::stdout().is_terminal() {
-        let what =
-            "an archive is no text: write it to a file (v6-node helper-image >v6-helper.tar)";
-        return Err(Failure::new(Exit::Usage, what));
-    }
+    no_terminal("v6-node helper-image >v6-helper.tar")?;
     let (archive, digest) = backends::helper_image(&args.name)?;
     eprintln!("{digest}");
     write(&archive)
 }
 
-fn write(bytes: &[u8]) -> Result<Exit, Failure> {
+/// Refuses to write an archive to a terminal; `instead` is what to write.
+pub(super) fn no_terminal(instead: &str) -> Result<(), Failure> {
+    if !std::io::stdout().is_terminal() {
+        return Ok(());
+    }
+    let what = format!("an archive is no text: write it to a file ({instead})");
+    Err(Failure::new(Exit::Usage, what))
+}
+
+/// Writes to standard output.
+pub(super) fn write(bytes: &[u8]) -> Result<Exit, Failure> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| Failure::new(Exit::Failed, error))?;

@@ -4,6 +4,7 @@ pub mod check;
 mod cluster;
 mod exit;
 mod failure;
+mod image;
 mod logging;
 mod node_args;
 mod runs;
@@ -92,6 +93,13 @@ enum Command {
     /// It holds v6-helper alone. Put it into a registry from which the cluster fetches, and
     /// name it there in runtime.kubernetes.helper_image.
     HelperImage(cluster::ImageArgs),
+
+    /// Write an image of this program, as an OCI archive
+    ///
+    /// It holds v6-node, v6-helper, this machine's C library and its certificates of authorities, and
+    /// nothing else. Put it into a registry from which the cluster fetches: the chart takes it as
+    /// the image of the node and of the helper.
+    Image(image::Args),
 }
 
 /// Runs the command line of this process; what `main` returns.
@@ -159,6 +167,7 @@ async fn run(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::Rbac(args) => cluster::rbac(args),
         Command::HelperImage(args) => cluster::helper_image(args),
+        Command::Image(args) => image::write(args),
     }
 }
 

@@ -4,12 +4,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	_ "time/tzdata" // time zones for CronJobs
 
 	"github.com/spf13/cobra"
+	helm "helm.sh/helm/v4/pkg/cmd"
+	helmkube "helm.sh/helm/v4/pkg/kube"
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/logs/json/register"          // --logging-format=json
 	_ "k8s.io/component-base/metrics/prometheus/clientgo" // client metrics
@@ -28,6 +32,8 @@ const usage = `usage: testcluster PROGRAM [ARGUMENTS]
 Kubernetes' own programs, unchanged:
   kube-apiserver  kube-controller-manager  kube-scheduler  kubelet
   kube-proxy  kubectl
+Helm's own, unchanged:
+  helm
 Made for the test cluster (each takes -h):
   etcd    one etcd member on loopback
   netpol  enforces NetworkPolicies on this node (kube-router's controller)
@@ -77,11 +83,32 @@ func main() {
 		}
 		return
 	}
+	if name == "helm" {
+		runHelm()
+		return
+	}
 	os.Exit(cli.Run(upstream[name]()))
+}
+
+// runHelm does what Helm's own main function does.
+func runHelm() {
+	helmkube.ManagedFieldsManager = "helm"
+	command, err := helm.NewRootCmd(os.Stdout, os.Args[1:], helm.SetupLogging)
+	if err != nil {
+		slog.Warn("command failed", slog.Any("error", err))
+		os.Exit(1)
+	}
+	if err := command.Execute(); err != nil {
+		var failed helm.CommandError
+		if errors.As(err, &failed) {
+			os.Exit(failed.ExitCode)
+		}
+		os.Exit(1)
+	}
 }
 
 func known(name string) bool {
 	_, k := upstream[name]
 	_, o := own[name]
-	return k || o || name == "kubectl"
+	return k || o || name == "kubectl" || name == "helm"
 }

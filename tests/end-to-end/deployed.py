@@ -1,0 +1,265 @@
+"""A node in the cluster that its runs are in: a Deployment, installed by the Helm chart.
+
+The namespace is its own, and takes only pods that are `restricted`. HQ, Keycloak and the
+registry are on the machine's loopback, which no pod reaches. So what is asked of the bridge
+that pods are on is passed on to there while the node is installed, and a container beside
+the node's own does the same in its pod: to the node all three are where they are to everybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bed import TESTS, Engine, Node, bed, until
+
+CHART = TESTS.parent / "charts" / "v6-node"
+RELEASE = "hospital"
+# Of all images that are put together here.
+USER = 65532
+CONFIG = "/etc/v6-node/node.yaml"
+PROGRAM = "/usr/local/bin/v6-node"
+FINALIZER_GONE = {"metadata": {"finalizers": None}}
+
+
+class Passage:
+    """Passes on what comes to one address of this machine to the same ports of its loopback."""
+
+    def __init__(self, address: str, ports: list[int]) -> None:
+        self.listeners = [socket.create_server((address, port)) for port in ports]
+        for listener in self.listeners:
+            threading.Thread(target=self.accept, args=(listener,), daemon=True).start()
+
+    def accept(self, listener: socket.socket) -> None:
+        port = listener.getsockname()[1]
+        # Until the listener is closed.
+        with contextlib.suppress(OSError):
+            while True:
+                one, _ = listener.accept()
+                try:
+                    other = socket.create_connection(("127.0.0.1", port))
+                except OSError:
+                    one.close()
+                    continue
+                for pair in ((one, other), (other, one)):
+                    threading.Thread(target=self.copy, args=pair, daemon=True).start()
+
+    @staticmethod
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for listener in self.listeners:
+            # A thread that waits in accept is not woken by the closing alone.
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+
+
+def kubectl(*words: Any, given: Any = None) -> str:
+    program = bed().services.work / "kubernetes" / "bin" / "kubectl"
+    done = subprocess.run([program, *map(str, words)], text=True, capture_output=True, timeout=120,
+                          input=json.dumps(given) if given is not None else "")
+    if done.returncode:
+        raise AssertionError(f"kubectl {' '.join(map(str, words))}: {done.stderr}")
+    return done.stdout
+
+
+def push(archive: Path, name: str) -> None:
+    bed().services.run("kubernetes", "push", str(archive), name)
+
+
+class Deployed(Node):
+    """Its process is a pod's, and its configuration is values of the chart."""
+
+    def __init__(self, config: Path, secrets: Path, log: Path, engine: Engine) -> None:
+        super().__init__(config, secrets, log, engine)
+        self.folder = config.parent
+        self.namespace = f"v6-e2e-{os.getpid()}"
+        self.passage: Passage | None = None
+
+    # --- What it consists of ---------------------------------------------------------
+    def image(self) -> str:
+        """The image that the program writes of itself, by its content."""
+        archive = bed().services.work / "images" / "v6-node.tar"
+        with archive.open("wb") as file:
+            done = subprocess.run([os.environ["V6_NODE"], "image"], stdout=file, text=True,
+                                  stderr=subprocess.PIPE, check=True)
+        push(archive, "v6-tests/node:1")
+        archive.unlink()
+        return f"{os.environ['V6_REGISTRY_OPEN']}/v6-tests/node@{done.stderr.strip()}"
+
+    def volume(self, purpose: str, path: Path) -> None:
+        """A folder of the machine as the volume of a claim that has or will have this name."""
+        kubectl("apply", "-f", "-", given={
+            "apiVersion": "v1", "kind": "PersistentVolume",
+            "metadata": {"name": f"{self.namespace}-{purpose}",
+                         "labels": {"v6-e2e": self.namespace}},
+            "spec": {
+                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain", "storageClassName": "",
+                "hostPath": {"path": str(path)},
+                "claimRef": {"namespace": self.namespace, "name": purpose},
+            }})
+
+    def claim(self, name: str) -> dict:
+        return {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "metadata": {"name": name, "namespace": self.namespace},
+                "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "",
+                         "resources": {"requests": {"storage": "1Gi"}}}}
+
+    def way_to_loopback(self, address: str, ports: list[int]) -> dict:
+        """A container that passes on to the bridge what the node asks of its own loopback."""
+        # The first process of a container heeds a signal only if it says so.
+        lines = ["trap 'exit 0' TERM"]
+        lines += [f"nc -ll -p {port} -e nc {address} {port} &" for port in ports]
+        return {
+            "name": "way", "image": f"{os.environ['V6_REGISTRY_OPEN']}/v6-tests/busybox:1",
+            "command": ["/bin/sh", "-c", "\n".join([*lines, "wait"])],
+            "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+                                "capabilities": {"drop": ["ALL"]}},
+        }
+
+    def values(self, image: str, address: str, ports: list[int]) -> dict:
+        """The node's configuration, which is of the flat form, as a node of vantage6 5 has it."""
+        flat = json.loads(self.config.read_text())
+        runtime = {key: value for key, value in flat.pop("runtime").items()
+                   if key not in ("kind", "data_dir", "runtime_dir", "docker")}
+        given = self.environment
+        database = Path(given["DATABASE_DEFAULT_URI"])
+        hq = {"url": flat.pop("hq_url"), "port": flat.pop("port"), "path": flat.pop("api_path")}
+        return {
+            "image": image,
+            "node": flat | {
+                "name": given["V6_NODE_NAME"], "apiKey": given["V6_API_KEY"], "hq": hq,
+                "keycloak": {"url": given["KEYCLOAK_URL"], "realm": given["KEYCLOAK_REALM"]},
+                # As the chart of vantage6 has it, where it is a folder of the machine.
+                "databases": {"fileBased": [
+                    {"name": "default", "type": "csv", "uri": database.name,
+                     "volumePath": str(database.parent), "originalName": database.name}]},
+            },
+            "runtime": runtime,
+            "databases": {"default": {"claim": "tables"}},
+            "data": {"size": "1Gi", "storageClass": ""},
+            "logFormat": "human",
+            "extraContainers": [self.way_to_loopback(address, ports)],
+        }
+
+    # --- Its life ----------------------------------------------------------------------
+    def start(self, *options: str) -> None:
+        try:
+            self.install()
+        except BaseException:  # a signal, too: nobody else knows of it yet
+            self.stop()
+            raise
+
+    def install(self) -> None:
+        nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
+        (address,) = (one["address"] for one in nodes[0]["status"]["addresses"]
+                      if one["type"] == "InternalIP")
+        config = json.loads(self.config.read_text())
+        keycloak = urlsplit(self.environment["KEYCLOAK_URL"])
+        registry = os.environ["V6_REGISTRY_OPEN"]
+        ports = [config["port"], keycloak.port, int(registry.rsplit(":", 1)[1])]
+        self.passage = Passage(address, ports)
+        push(bed().services.work / "images" / "busybox.tar", "v6-tests/busybox:1")
+        image = self.image()
+        kubectl("create", "-f", "-", given={
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": self.namespace,
+                         "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})
+        kept = self.folder / "deployed-data"
+        kept.mkdir()
+        os.chown(kept, USER, USER)
+        self.volume("tables", self.folder / "data")
+        self.volume(f"{RELEASE}-data", kept)
+        kubectl("create", "-f", "-", given=self.claim("tables"))
+        values = self.folder / "values.json"
+        values.touch(mode=0o600)
+        values.write_text(json.dumps(self.values(image, address, ports)))
+        done = subprocess.run(
+            [os.environ["V6_HELM"], "install", RELEASE, CHART, "--namespace", self.namespace,
+             "--values", values], text=True, capture_output=True, timeout=120,
+            env=dict(os.environ) | {"HOME": str(self.folder)})
+        if done.returncode:
+            raise AssertionError(f"helm install: {done.stderr}")
+
+    def pods(self, part: str) -> list[dict]:
+        """The pods of the namespace that are the node's (`node`), or runs' (`run`)."""
+        label = {"node": f"app.kubernetes.io/instance={RELEASE}",
+                 "run": "v6-runtime.part=run"}[part]
+        words = ("get", "pods", "--namespace", self.namespace, "-l", label, "-o", "json")
+        return json.loads(kubectl(*words))["items"]
+
+    def alive(self) -> bool:
+        """Whether it has not ended by itself since it was installed."""
+        if self.passage is None:
+            return False
+        for pod in self.pods("node"):
+            for container in pod["status"].get("containerStatuses", []):
+                waits = container["state"].get("waiting", {}).get("reason", "")
+                if container["restartCount"] or waits.startswith(("Err", "Crash", "Image")):
+                    self.keep_log("--previous" if container["restartCount"] else "--ignore-errors")
+                    return False
+        return True
+
+    def keep_log(self, *options: str) -> None:
+        with contextlib.suppress(AssertionError), self.log.open("a") as log:
+            log.write(kubectl("logs", "--namespace", self.namespace, *options, "--container",
+                              "v6-node", "-l", f"app.kubernetes.io/instance={RELEASE}",
+                              "--tail", "-1"))
+
+    def delete_pod(self) -> None:
+        """As a machine that is drained does it; back when another has its place and runs."""
+        (before,) = self.pods("node")
+        self.keep_log()
+        kubectl("delete", "pod", "--namespace", self.namespace, before["metadata"]["name"])
+
+        def another() -> bool:
+            return any(pod["metadata"]["uid"] != before["metadata"]["uid"]
+                       and pod["status"]["phase"] == "Running" for pod in self.pods("node"))
+
+        until(another, 60, "the Deployment has another pod")
+
+    def run(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
+        program = bed().services.work / "kubernetes" / "bin" / "kubectl"
+        return subprocess.run(
+            [program, "exec", "--namespace", self.namespace, f"deploy/{RELEASE}", "--container",
+             "v6-node", "--", PROGRAM, verb, "--config", CONFIG, *options],
+            text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+
+    def stop(self) -> None:
+        if self.passage is None:
+            return
+        self.keep_log()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([os.environ["V6_HELM"], "uninstall", RELEASE, "--namespace",
+                            self.namespace, "--wait"], timeout=60, capture_output=True,
+                           env=dict(os.environ) | {"HOME": str(self.folder)})
+        # A failed test may have left runs, which the node would have removed.
+        for pod in self.pods("run"):
+            kubectl("patch", "pod", "--namespace", self.namespace, pod["metadata"]["name"],
+                    "--type", "merge", "--patch", json.dumps(FINALIZER_GONE))
+        kubectl("delete", "namespace", self.namespace, "--ignore-not-found")
+        kubectl("delete", "pv", "-l", f"v6-e2e={self.namespace}")
+        self.passage.close()
+        self.passage = None
+
+
+def images() -> None:
+    """What the pod of the node consists of beside the node."""
+    folder = bed().services.work / "images"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "busybox.tar").exists():
+        bed().services.build_images("--to", folder, "busybox")
