@@ -69,10 +69,11 @@ fn where_pods_may_go_is_the_operators() {
     let tolerated = serde_json::json!([{"key": "dedicated", "value": "research"}]);
     let affinity = serde_json::json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}});
     let added = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let config = config()
+    let placement = crate::Placement::default()
         .with_tolerations(crate::tolerations(&tolerated).unwrap())
         .with_affinity(Some(crate::affinity(&affinity).unwrap()))
         .with_annotations([added("sidecar.istio.io/inject", "false")].into());
+    let config = config().with_placement(placement);
     let pod = made(&spec(), &config);
     let annotations = pod.metadata.annotations.as_ref().unwrap();
     assert_eq!(annotations["sidecar.istio.io/inject"], "false");
@@ -82,6 +83,20 @@ fn where_pods_may_go_is_the_operators() {
     let key = spec.tolerations.unwrap().remove(0).key;
     assert_eq!(key.as_deref(), Some("dedicated"));
     assert!(spec.affinity.unwrap().node_affinity.is_some());
+}
+
+#[test]
+fn accelerators_are_asked_for_by_the_clusters_name() {
+    let two = v6_runtime::Gpu::Count(2.try_into().unwrap());
+    let config = config().with_gpu_resource(Some("nvidia.com/gpu".into()));
+    let mut wanted = spec();
+    assert!(!format!("{:?}", made(&wanted, &config)).contains("nvidia"));
+    wanted.resources = wanted.resources.with_gpu(two);
+    let pod = made(&wanted, &config);
+    let resources = container(&pod, PROGRAM).resources.as_ref().unwrap();
+    for all in [&resources.requests, &resources.limits] {
+        assert_eq!(all.as_ref().unwrap()["nvidia.com/gpu"].0, "2");
+    }
 }
 
 #[test]

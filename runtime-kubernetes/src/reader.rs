@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{
-    Affinity, LocalObjectReference, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm,
+    Affinity, LocalObjectReference, NodeSelectorRequirement, NodeSelectorTerm,
     PersistentVolumeClaimVolumeSource, Pod, PodSpec, PreferredSchedulingTerm, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -17,6 +17,7 @@ use v6_runtime::{Error as Public, ErrorKind, RunId};
 use crate::config::KubernetesConfig;
 use crate::error::{Error, Result};
 use crate::look::Look;
+use crate::placement::Placement;
 use crate::pod::{KEY_DIR, OUT_DIR, SIDECAR, dns, helper, pod_floor};
 use crate::record;
 use crate::state::Shared;
@@ -111,7 +112,10 @@ impl Shared {
 
     fn body(&self, look: &Look, claim: &str, name: &str) -> Pod {
         let (config, owner) = (&self.config, self.owner());
-        let mut labels = config.labels.clone();
+        // It goes where the run could go.
+        let record = &look.record;
+        let placement = config.placement_of(&record.image.reference, &record.annotations);
+        let mut labels = placement.labels.clone();
         labels.extend(look.record.reader_labels(owner));
         Pod {
             metadata: ObjectMeta {
@@ -124,10 +128,12 @@ impl Shared {
                     uid: look.uid().to_owned(),
                     ..OwnerReference::default()
                 }]),
+                annotations: Some(placement.annotations.clone()),
                 ..ObjectMeta::default()
             },
             spec: Some(spec(
                 config,
+                placement,
                 look.record.secret_name(owner, 0),
                 claim,
                 translate::node(&look.pod),
@@ -153,7 +159,13 @@ impl Shared {
     }
 }
 
-fn spec(config: &KubernetesConfig, secret: String, claim: &str, machine: Option<&str>) -> PodSpec {
+fn spec(
+    config: &KubernetesConfig,
+    placement: Placement,
+    secret: String,
+    claim: &str,
+    machine: Option<&str>,
+) -> PodSpec {
     let options = PodOptions::new(format!("{KEY_DIR}/key"), OUT_DIR).with_idle(IDLE);
     let mounts = vec![mount("key", KEY_DIR, true), mount(OUT, OUT_DIR, true)];
     let pull = config.image_pull_secrets.iter();
@@ -169,10 +181,14 @@ fn spec(config: &KubernetesConfig, secret: String, claim: &str, machine: Option<
             pull.map(|name| LocalObjectReference { name: name.clone() })
                 .collect(),
         ),
-        affinity: machine.map(near),
-        node_selector: Some(config.node_selector.clone()),
-        runtime_class_name: config.runtime_class.clone(),
-        priority_class_name: config.priority_class.clone(),
+        affinity: match machine {
+            Some(machine) => Some(near(machine, placement.affinity.unwrap_or_default())),
+            None => placement.affinity,
+        },
+        tolerations: Some(placement.tolerations),
+        node_selector: Some(placement.node_selector),
+        runtime_class_name: placement.runtime_class,
+        priority_class_name: placement.priority_class,
         security_context: Some(pod_floor(config)),
         volumes: Some(vec![
             key(secret),
@@ -191,7 +207,7 @@ fn spec(config: &KubernetesConfig, secret: String, claim: &str, machine: Option<
 }
 
 /// On the run's machine if it is there: it has the volume already, and the helper's image.
-fn near(machine: &str) -> Affinity {
+fn near(machine: &str, mut affinity: Affinity) -> Affinity {
     let machine = NodeSelectorTerm {
         match_fields: Some(vec![NodeSelectorRequirement {
             key: "metadata.name".into(),
@@ -200,18 +216,15 @@ fn near(machine: &str) -> Affinity {
         }]),
         match_expressions: None,
     };
-    Affinity {
-        node_affinity: Some(NodeAffinity {
-            preferred_during_scheduling_ignored_during_execution: Some(vec![
-                PreferredSchedulingTerm {
-                    preference: machine,
-                    weight: 100,
-                },
-            ]),
-            ..NodeAffinity::default()
-        }),
-        ..Affinity::default()
-    }
+    let of_machines = affinity.node_affinity.get_or_insert_default();
+    of_machines
+        .preferred_during_scheduling_ignored_during_execution
+        .get_or_insert_default()
+        .push(PreferredSchedulingTerm {
+            preference: machine,
+            weight: 100,
+        });
+    affinity
 }
 
 fn has_failed(pod: &Pod) -> bool {
