@@ -9,8 +9,7 @@ use crate::common::{self, Bench, id, in_time, pods};
 
 const LIMIT: u64 = 120;
 
-#[tokio::test]
-async fn a_machine_that_backs_off_from_a_registry_tries_again() {
+pub(crate) async fn a_machine_that_backs_off_from_a_registry_tries_again() {
     let Some(bench) = Bench::for_faults().await else {
         return;
     };

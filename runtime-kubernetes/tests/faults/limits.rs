@@ -95,8 +95,7 @@ async fn run_once_there_is_room(cluster: &KubernetesRuntime, name: &str, spec: &
     .await;
 }
 
-#[tokio::test]
-async fn a_quota_that_is_full_refuses_and_leaves_nothing() {
+pub(crate) async fn a_quota_that_is_full_refuses_and_leaves_nothing() {
     let Some(bench) = Bench::for_faults().await else {
         return;
     };
@@ -136,8 +135,7 @@ async fn a_quota_that_is_full_refuses_and_leaves_nothing() {
     room.remove().await;
 }
 
-#[tokio::test]
-async fn limits_of_a_namespace_are_told_and_kept() {
+pub(crate) async fn limits_of_a_namespace_are_told_and_kept() {
     let Some(bench) = Bench::for_faults().await else {
         return;
     };
@@ -163,8 +161,7 @@ async fn limits_of_a_namespace_are_told_and_kept() {
     room.remove().await;
 }
 
-#[tokio::test]
-async fn what_no_machine_has_is_told_in_the_schedulers_words() {
+pub(crate) async fn what_no_machine_has_is_told_in_the_schedulers_words() {
     let Some(bench) = Bench::for_faults().await else {
         return;
     };

@@ -105,8 +105,7 @@ fn evicted(outcome: &Outcome, words: &str) -> bool {
     matches!(outcome, Outcome::Evicted(said) if said.contains(words))
 }
 
-#[tokio::test]
-async fn a_machine_that_is_drained_or_full_loses_what_is_there() {
+pub(crate) async fn a_machine_that_is_drained_or_full_loses_what_is_there() {
     let Some(bench) = Bench::for_faults().await else {
         return;
     };
@@ -211,8 +210,7 @@ async fn a_machine_that_is_drained_or_full_loses_what_is_there() {
     machine.remove().await;
 }
 
-#[tokio::test]
-async fn a_machine_that_is_lost_takes_its_runs_along_once_that_is_sure() {
+pub(crate) async fn a_machine_that_is_lost_takes_its_runs_along_once_that_is_sure() {
     let Some(bench) = Bench::for_faults().await else {
         return;
     };

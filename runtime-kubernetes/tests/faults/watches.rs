@@ -70,8 +70,7 @@ fn listings() -> Requests {
         .query_contains("limit=250")
 }
 
-#[tokio::test]
-async fn watches_that_end_each_second_lose_nothing() {
+pub(crate) async fn watches_that_end_each_second_lose_nothing() {
     let Some(bench) = Bench::for_faults().await else {
         return;
     };
@@ -110,8 +109,7 @@ async fn watches_that_end_each_second_lose_nothing() {
 }
 
 /// What of an API server that has a memory of its own takes its restart.
-#[tokio::test]
-async fn a_version_that_the_cluster_has_forgotten_is_no_loss() {
+pub(crate) async fn a_version_that_the_cluster_has_forgotten_is_no_loss() {
     let Some(bench) = Bench::for_faults().await else {
         return;
     };
