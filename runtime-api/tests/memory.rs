@@ -475,3 +475,16 @@ async fn a_lease_can_be_lost() {
         ErrorKind::Conflict
     );
 }
+
+#[tokio::test]
+async fn a_lease_that_was_given_back_is_free() {
+    let engine = MemoryEngine::new();
+    let (first, second) = (engine.runtime(owner()), engine.runtime(owner()));
+    let lease = first.acquire().await.unwrap();
+    assert_eq!(
+        second.acquire().await.unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
+    lease.give_back().await;
+    second.acquire().await.unwrap().give_back().await;
+}

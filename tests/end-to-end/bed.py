@@ -208,6 +208,8 @@ class Collaboration:
     def __init__(self, services: Services, name: str, encrypted: bool,
                  engines: Sequence[Engine]) -> None:
         self.services, self.encrypted = services, encrypted
+        # The federated averages that were asked for, by image.
+        self.answers: dict[str, dict] = {}
         self.folder = services.work / "e2e" / name
         self.folder.mkdir(parents=True)
         environment = services.environment

@@ -232,6 +232,15 @@ class Deployed(Node):
 
         until(another, 60, "the Deployment has another pod")
 
+    def scale(self, replicas: int) -> None:
+        """Has the Deployment so many pods, none or one; back when they are there or gone."""
+        self.keep_log()
+        kubectl("scale", "--namespace", self.namespace, f"deploy/{RELEASE}", "--replicas", replicas)
+        until(lambda: len(self.pods("node")) == replicas, 60, f"pods of the node: {replicas}")
+
+    def leases(self) -> list[str]:
+        return kubectl("get", "leases", "--namespace", self.namespace, "-o", "name").split()
+
     def run(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
         program = bed().services.work / "kubernetes" / "bin" / "kubectl"
         return subprocess.run(
