@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
+pub mod way;
+
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;

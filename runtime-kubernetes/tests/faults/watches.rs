@@ -1,60 +1,22 @@
 //! Watches that end, and what they say that begin again later than the cluster remembers.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{WatchEvent, WatchParams};
-use v6_fault_proxy::{Address, Fault, FaultProxy, Requests, Rule, RuleGuard};
+use v6_fault_proxy::{Fault, Requests, Rule, RuleGuard};
 use v6_runtime::{Outcome, Runtime, Tracker};
 use v6_runtime_kubernetes::KubernetesRuntime;
 
+use crate::common::way::Way;
 use crate::common::{self, Bench, id, in_time, services, until_running};
 
 const LIMIT: u64 = 120;
 
-/// A way to an API server on which things go wrong.
-struct Way {
-    proxy: FaultProxy,
-    folder: tempfile::TempDir,
-}
-
-impl Way {
-    fn new(api: &str) -> Self {
-        let api: Address = format!("tcp://{api}").parse().unwrap();
-        let proxy = FaultProxy::start("tcp://127.0.0.1:0".parse().unwrap(), api).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        Self { proxy, folder }
-    }
-
-    /// A kubeconfig of a node's account that leads here.
-    fn kubeconfig(&self, bench: &Bench) -> PathBuf {
-        let server = self.proxy.address().to_string();
-        let text = serde_json::json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": server.replace("tcp://", "http://")}}],
-            "users": [{"name": "u", "user": {"as": std::env::var("V6_KUBERNETES_AS").unwrap()}}],
-            "contexts": [{"name": "c", "context":
-                {"cluster": "c", "user": "u", "namespace": bench.namespace}}],
-        });
-        let file = self.folder.path().join("kubeconfig");
-        std::fs::write(&file, text.to_string()).unwrap();
-        file
-    }
-
-    async fn connect(&self, bench: &Bench) -> Arc<KubernetesRuntime> {
-        let config = bench.config().with_kubeconfig(Some(self.kubeconfig(bench)));
-        Arc::new(KubernetesRuntime::connect(config).await.unwrap())
-    }
-
-    fn watches(&self, fault: Fault) -> RuleGuard {
-        self.proxy.add(Rule::new(watches(), fault))
-    }
+fn on_watches(way: &Way, fault: Fault) -> RuleGuard {
+    way.proxy.add(Rule::new(watches(), fault))
 }
 
 fn watches() -> Requests {
@@ -75,7 +37,7 @@ pub(crate) async fn watches_that_end_each_second_lose_nothing() {
         return;
     };
     let way = Way::new(&std::env::var("V6_KUBERNETES_API").unwrap());
-    let mut ending = way.watches(Fault::EndReplyAtRelease);
+    let mut ending = on_watches(&way, Fault::EndReplyAtRelease);
     let cluster = way.connect(&bench).await;
     let names = ["ends-0", "ends-1", "ends-2", "ends-3"];
     let tracker = Tracker::new(cluster.clone());
@@ -94,7 +56,7 @@ pub(crate) async fn watches_that_end_each_second_lose_nothing() {
         let mut each_second = tokio::time::interval(Duration::from_secs(1));
         loop {
             each_second.tick().await;
-            ending = way.watches(Fault::EndReplyAtRelease);
+            ending = on_watches(&way, Fault::EndReplyAtRelease);
         }
     };
     tokio::select! {
@@ -118,7 +80,7 @@ pub(crate) async fn a_version_that_the_cluster_has_forgotten_is_no_loss() {
     let cluster = way.connect(&bench).await;
     let names = ["goes-on", "is-over"];
     let tracker = Tracker::new(cluster.clone());
-    let ending = way.watches(Fault::EndReplyAtRelease);
+    let ending = on_watches(&way, Fault::EndReplyAtRelease);
     for (name, steps) in names.iter().zip(["sleep 600000", "sleep 1000 then exit 7"]) {
         let spec = bench.probe(&cluster, steps).await;
         cluster.run(&id(name), &spec).await.unwrap();
@@ -127,7 +89,7 @@ pub(crate) async fn a_version_that_the_cluster_has_forgotten_is_no_loss() {
     in_time(LIMIT, ending.until_fired(1)).await;
 
     // The watch ends as watches do, and begins again later than the cluster remembers.
-    let held = way.watches(Fault::Hold);
+    let held = on_watches(&way, Fault::Hold);
     drop(ending);
     in_time(LIMIT, held.until_fired(1)).await;
     let seen = way.proxy.log(&watches()).pop().unwrap().query.unwrap();

@@ -1,0 +1,122 @@
+//! Many runs in one namespace: what each costs of requests, and what it takes to find them again.
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+#![expect(clippy::print_stdout, reason = "what was measured is told")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use common::way::Way;
+use common::{Bench, id, in_time};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use v6_fault_proxy::Requests;
+use v6_runtime::{RunStatus, Runtime, WatchEvent};
+use v6_runtime_kubernetes::{KubernetesRuntime, Placement};
+
+const LIMIT: u64 = 600;
+/// Calls at once.
+const ROW: usize = 16;
+/// The pods of one answer.
+const PAGE: usize = 250;
+
+/// No machine takes these runs: they wait, for as long as the test does.
+async fn connect(bench: &Bench, way: &Way) -> KubernetesRuntime {
+    let nowhere = BTreeMap::from([("v6-tests/machine".to_owned(), "none".to_owned())]);
+    let config = bench
+        .config()
+        .with_kubeconfig(Some(way.kubeconfig(bench)))
+        .with_canary_every(None)
+        .with_start_timeout(Duration::from_secs(3600))
+        .with_placement(Placement::default().with_node_selector(nowhere));
+    KubernetesRuntime::connect(config).await.unwrap()
+}
+
+fn requests(way: &Way) -> usize {
+    way.proxy.log(&Requests::any()).len()
+}
+
+/// The memory of this process in MiB, as it is resident.
+fn memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib: usize = line
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    kib / 1024
+}
+
+#[tokio::test]
+async fn many_runs_are_found_again_by_a_listing_in_pages() {
+    let Some(bench) = Bench::for_faults().await else {
+        return;
+    };
+    let many = match std::env::var_os("V6_TESTS_LONG") {
+        Some(_) => 1000,
+        None => 50,
+    };
+    let api = std::env::var("V6_KUBERNETES_API").unwrap();
+    let names: Vec<_> = (0..many)
+        .map(|number| id(&format!("many-{number}")))
+        .collect();
+
+    let way = Way::new(&api);
+    let cluster = connect(&bench, &way).await;
+    let spec = bench.probe(&cluster, "exit 0").await;
+    let (before, began) = (requests(&way), Instant::now());
+    let all = stream::iter(&names).map(|name| cluster.run(name, &spec));
+    let started = in_time(LIMIT, all.buffer_unordered(ROW).try_collect::<Vec<_>>());
+    assert_eq!(started.await.unwrap().len(), many);
+    let each = (requests(&way) - before) as f64 / many as f64;
+    println!(
+        "{many} runs: accepted in {:?}, {each:.1} requests each",
+        began.elapsed()
+    );
+    // Whether there is one, the pod, a Secret, the release.
+    assert!(each <= 5.0, "{each} requests for a run");
+    drop(cluster);
+
+    let way = Way::new(&api);
+    let (memory_before, began) = (memory(), Instant::now());
+    let cluster = connect(&bench, &way).await;
+    let (connected, before) = (began.elapsed(), requests(&way));
+    let began = Instant::now();
+    let mut watch = cluster.watch();
+    let first = in_time(LIMIT, watch.next()).await.unwrap().unwrap();
+    let WatchEvent::Snapshot(found) = first else {
+        panic!("{first:?} came first");
+    };
+    let adopted = began.elapsed();
+    assert_eq!(found.len(), many);
+    let of_watch = requests(&way) - before;
+    // The pages, and the watch itself, if it has begun by now.
+    assert!(of_watch <= many.div_ceil(PAGE) + 1, "{of_watch} requests");
+    let began = Instant::now();
+    let listed: Vec<RunStatus> = in_time(LIMIT, cluster.list().try_collect()).await.unwrap();
+    assert_eq!(listed.len(), many);
+    println!(
+        "found again: connected in {connected:?}, all of a watch's first news after {adopted:?}, \
+         {of_watch} requests (and {before} before); a listing {:?}; {} MiB more memory",
+        began.elapsed(),
+        memory().saturating_sub(memory_before),
+    );
+
+    // The scheduler's word on each is news, and none of them is asked for.
+    let (before, window) = (requests(&way), Duration::from_secs(5));
+    tokio::time::sleep(window).await;
+    let idle = requests(&way) - before;
+    println!("idle with {many} runs: {idle} requests in {window:?}");
+    assert!(idle <= 1, "{idle} requests while nothing happened");
+
+    let (before, began) = (requests(&way), Instant::now());
+    let all = stream::iter(&names).map(|name| common::remove(&cluster, name));
+    in_time(LIMIT, all.buffer_unordered(ROW).collect::<Vec<_>>()).await;
+    let each = (requests(&way) - before) as f64 / many as f64;
+    println!("removed in {:?}, {each:.1} requests each", began.elapsed());
+    let left: Vec<RunStatus> = cluster.list().try_collect().await.unwrap();
+    assert_eq!(left.len(), 0);
+}
