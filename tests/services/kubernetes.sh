@@ -17,9 +17,9 @@
 #   kubernetes.sh lose WORKDIR NAME     kills its kubelet at once; its containers run on
 #   kubernetes.sh remove WORKDIR NAME   takes it away again
 #   kubernetes.sh compact WORKDIR  has etcd forget all versions but the newest
-#   kubernetes.sh second-api WORKDIR
+#   kubernetes.sh second-api WORKDIR [stop]
 #                                  a second API server, that keeps nothing of what etcd forgets;
-#                                  prints its ADDRESS:PORT without a login. `stop` ends it
+#                                  prints its ADDRESS:PORT without a login, or stops it again
 #   kubernetes.sh stop WORKDIR     ends the cluster and its pods; keeps its state
 #   kubernetes.sh down WORKDIR     ends it and removes all that it left
 #
@@ -180,6 +180,11 @@ api_server() { # NAME OPTION...
 # What the first API server has in memory of versions that etcd has forgotten, it still tells.
 second-api() {
 	names
+	case ${1:-} in
+		'') ;;
+		stop) stop_second_api && return 0 ;;
+		*) die "second-api: unknown option $1" ;;
+	esac
 	alive kube-apiserver || die "our own API server does not run"
 	[ -s "$dir/second-api.ports" ] || echo "$(free_port) $(free_port)" >"$dir/second-api.ports"
 	read -r secure plain <"$dir/second-api.ports"
@@ -192,6 +197,13 @@ second-api() {
 		--server "https://127.0.0.1:$secure" proxy --port "$plain" --reject-paths '^$'
 	wait_for second-proxy "its plain API" bash -c "exec 3<>/dev/tcp/127.0.0.1/$plain"
 	echo "127.0.0.1:$plain"
+}
+
+stop_second_api() {
+	stop_program second-proxy
+	# It waits for its watches to end, and has nothing to write down.
+	if alive second-apiserver; then kill -KILL "$(cut -d' ' -f1 "$work/run/second-apiserver.pid")"; fi
+	stop_program second-apiserver
 }
 
 compact() {
@@ -247,10 +259,7 @@ stop() {
 		[ ! -s "$other" ] || remove "$(basename "$other" .number)"
 	done
 	names
-	stop_program second-proxy
-	# It waits for its watches to end, and has nothing to write down.
-	if alive second-apiserver; then kill -KILL "$(cut -d' ' -f1 "$work/run/second-apiserver.pid")"; fi
-	stop_program second-apiserver
+	stop_second_api
 	# Nothing may start pods any more, before their processes are ended.
 	for name in volumes kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
 	end_pods

@@ -127,6 +127,7 @@ pub(crate) async fn a_version_that_the_cluster_has_forgotten_is_no_loss() {
     for name in names {
         common::remove(&cluster, &id(name)).await;
     }
+    services("second-api", &["stop"]).await;
 }
 
 /// What an API server says to who watches from a version on.
