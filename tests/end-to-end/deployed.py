@@ -233,7 +233,6 @@ class Deployed(Node):
         (before,) = self.pods("node")
         self.keep_log()
         kubectl("delete", "pod", "--namespace", self.namespace, before["metadata"]["name"])
-
         uid = before["metadata"]["uid"]
         until(lambda: set(self.running()) - {uid}, 60, "the Deployment has another pod")
 
