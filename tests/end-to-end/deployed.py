@@ -194,13 +194,21 @@ class Deployed(Node):
             env=dict(os.environ) | {"HOME": str(self.folder)})
         if done.returncode:
             raise AssertionError(f"helm install: {done.stderr}")
+        until(self.running, 120, "the pod of the node runs")
 
     def pods(self, part: str) -> list[dict]:
         """The pods of the namespace that are the node's (`node`), or runs' (`run`)."""
         label = {"node": f"app.kubernetes.io/instance={RELEASE}",
-                 "run": "v6-runtime.part=run"}[part]
+                 "run": "v6-runtime.owner,v6-runtime.part=run"}[part]
         words = ("get", "pods", "--namespace", self.namespace, "-l", label, "-o", "json")
         return json.loads(kubectl(*words))["items"]
+
+    def running(self) -> list[str]:
+        """The ids of its pods in which all containers run."""
+        return [pod["metadata"]["uid"] for pod in self.pods("node")
+                if (found := pod["status"].get("containerStatuses"))
+                and "deletionTimestamp" not in pod["metadata"]
+                and all("running" in container["state"] for container in found)]
 
     def alive(self) -> bool:
         """Whether it has not ended by itself since it was installed."""
@@ -225,12 +233,8 @@ class Deployed(Node):
         (before,) = self.pods("node")
         self.keep_log()
         kubectl("delete", "pod", "--namespace", self.namespace, before["metadata"]["name"])
-
-        def another() -> bool:
-            return any(pod["metadata"]["uid"] != before["metadata"]["uid"]
-                       and pod["status"]["phase"] == "Running" for pod in self.pods("node"))
-
-        until(another, 60, "the Deployment has another pod")
+        uid = before["metadata"]["uid"]
+        until(lambda: set(self.running()) - {uid}, 60, "the Deployment has another pod")
 
     def scale(self, replicas: int) -> None:
         """Has the Deployment so many pods, none or one; back when they are there or gone."""
