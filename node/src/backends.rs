@@ -87,6 +87,10 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
         .with_priority_class(own.priority_class.clone())
         .with_cpu_request_milli(own.booked_cpu_milli)
         .with_credentials(credentials(config));
+    cluster = cluster.with_gpu_resource(own.gpu.clone());
+    if let Some(every) = own.canary {
+        cluster = cluster.with_canary_every(every);
+    }
     if !own.gate {
         cluster = cluster.with_gate(Gate::Off);
     }

@@ -54,10 +54,16 @@ pub struct KubernetesConfig {
     pub priority_class: Option<String>,
     /// Further labels of every pod, for instance a queue's.
     pub labels: BTreeMap<String, String>,
+    /// Under which name the cluster's machines give accelerators, such as `nvidia.com/gpu`; `None` is
+    /// that there are none.
+    pub gpu_resource: Option<String>,
     /// How a run is held back until its network is denied.
     pub gate: Gate,
     /// Where what a run leaves is kept until it is collected.
     pub outputs: Outputs,
+    /// How often it is looked whether the network denies what it is told to, from two small pods: before the first run of a process, and then
+    /// after so long; a day. `None` is never.
+    pub canary_every: Option<Duration>,
     /// After how long a run that has ended is booked no more than its waiting outputs need; 30 s. It takes
     /// Kubernetes 1.33, and is about outputs that are kept in the pod.
     pub keep_booked: Duration,
@@ -137,8 +143,10 @@ impl KubernetesConfig {
             runtime_class: None,
             priority_class: None,
             labels: BTreeMap::new(),
+            gpu_resource: None,
             gate: Gate::default(),
             outputs: Outputs::default(),
+            canary_every: Some(Duration::from_secs(24 * 3600)),
             keep_booked: Duration::from_secs(30),
             call_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(600),
@@ -151,6 +159,16 @@ impl KubernetesConfig {
         if self.uid == 0 || self.gid == 0 {
             let why = "uid and gid: runs are not root";
             return Err(Error::Config(why.into()));
+        }
+        if let Some(name) = &self.gpu_resource {
+            // What the cluster itself has has no such prefix: a run that is booked `memory` twice.
+            let own = name.split_once('/').is_some_and(|(by, what)| {
+                !by.is_empty() && !what.is_empty() && !by.ends_with("kubernetes.io")
+            });
+            if !own {
+                let why = format!("gpu_resource: {name:?} is not of the form vendor.example/gpu");
+                return Err(Error::Config(why));
+            }
         }
         let ours = |label: &&String| label.starts_with("v6-runtime.");
         if let Some(label) = self.labels.keys().find(ours) {
@@ -196,8 +214,10 @@ setters! {
     with_runtime_class runtime_class: Option<String>,
     with_priority_class priority_class: Option<String>,
     with_labels labels: BTreeMap<String, String>,
+    with_gpu_resource gpu_resource: Option<String>,
     with_gate gate: Gate,
     with_outputs outputs: Outputs,
+    with_canary_every canary_every: Option<Duration>,
     with_keep_booked keep_booked: Duration,
     with_call_timeout call_timeout: Duration,
     with_start_timeout start_timeout: Duration,
@@ -228,6 +248,15 @@ mod tests {
                 .validate()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn accelerators_have_the_name_of_whoever_makes_them() {
+        let named = |name: &str| config().with_gpu_resource(Some(name.into())).validate();
+        assert!(named("nvidia.com/gpu").is_ok());
+        for wrong in ["gpu", "memory", "/gpu", "nvidia.com/", "kubernetes.io/gpu"] {
+            assert!(named(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -70,7 +70,8 @@ pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
     }
     notices.extend(isolate::ensure(&cluster).await?);
     let registry = Registry::new(&config)?;
-    let capabilities = capabilities();
+    let mut capabilities = capabilities();
+    capabilities.resources.gpu = config.gpu_resource.is_some();
     Ok(Arc::new(Shared::new(
         cluster,
         config,
@@ -148,6 +149,7 @@ fn capabilities() -> Capabilities {
     can.resources = ResourceKinds::all();
     // The limit of processes is the machine's, one for all pods, and not told.
     can.resources.pids = false;
+    // Some, if the operator says under which name.
     can.resources.gpu = false;
     can.logs = LogFeatures::all();
     // One stream by the interface that every version has.

@@ -31,6 +31,9 @@ pub(crate) enum Error {
     Record { name: String, why: String },
     #[error("{0}")]
     Config(String),
+    /// Runs would not be isolated.
+    #[error("{0}")]
+    NotEnforced(String),
     #[error(transparent)]
     Contract(#[from] Public),
 }
@@ -98,6 +101,7 @@ impl Error {
             Self::Stranger(_) => ErrorKind::Conflict,
             Self::Record { .. } => ErrorKind::Protocol,
             Self::Config(_) => ErrorKind::InvalidSpec,
+            Self::NotEnforced(_) => ErrorKind::Denied,
             Self::Contract(error) => error.kind(),
         }
     }

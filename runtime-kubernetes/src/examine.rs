@@ -9,8 +9,8 @@ use v6_runtime::{
     Outcome, Owner, PullPolicy, Result, RunId, RunSpec, Runtime, RuntimeExt,
 };
 
+use crate::canary;
 use crate::config::KubernetesConfig;
-use crate::control;
 use crate::pod::HELPER;
 use crate::runtime::KubernetesRuntime;
 
@@ -28,13 +28,15 @@ const OUTPUT: u64 = 1 << 20;
 pub(crate) async fn examine(config: &KubernetesConfig) -> Result<Vec<Observation>> {
     let mut config = config.clone();
     config.owner = Owner::new(format!("examine-{:016x}", rand::random::<u64>()))?;
+    // What they show is told with the rest, and whatever it is, the rest is to be told.
+    config.canary_every = None;
     let work = tokio::spawn(async move {
         // All that is in it is the program that examines.
         let image = config.helper_image.clone();
         let runtime = Box::pin(KubernetesRuntime::connect(config)).await?;
         let id = RunId::new("examine")?;
         let looking = async {
-            let mut seen = vec![Box::pin(control::can_be_reached(&runtime.shared)).await?];
+            let mut seen = Box::pin(canary::observe(&runtime.shared)).await?;
             seen.extend(Box::pin(observe(&runtime, &id, &image)).await?);
             Ok::<_, Error>(seen)
         };

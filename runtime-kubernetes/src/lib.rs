@@ -36,13 +36,13 @@
 //! labels and annotations are not an interface.
 
 mod api;
+mod canary;
 mod claim;
 mod cleanup;
 mod collect;
 mod config;
 mod connect;
 mod contents;
-mod control;
 mod egress;
 mod error;
 mod examine;

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use v6_helper::{PodOptions, StreamedInput};
-use v6_runtime::{EnvValue, ImageIdentity, MountSource, OutputKind, Owner, RunSpec};
+use v6_runtime::{EnvValue, Gpu, ImageIdentity, MountSource, OutputKind, Owner, RunSpec};
 
 use crate::claim;
 use crate::config::{Gate, KubernetesConfig, Outputs};
@@ -282,10 +282,13 @@ fn program(parts: &Parts<'_>) -> Container {
     let resources = &spec.resources;
     let cpu = resources.cpu_milli.unwrap_or(config.cpu_milli);
     let memory = resources.memory_bytes.unwrap_or(config.memory_bytes);
-    let limits = BTreeMap::from([
+    let mut limits = BTreeMap::from([
         ("cpu".to_owned(), Quantity(format!("{cpu}m"))),
         ("memory".to_owned(), Quantity(memory.to_string())),
     ]);
+    if let (Some(Gpu::Count(count)), Some(name)) = (resources.gpu, &config.gpu_resource) {
+        limits.insert(name.clone(), Quantity(count.to_string()));
+    }
     let booked = config
         .cpu_request_milli
         .map_or(cpu, |booked| booked.min(cpu));

@@ -36,7 +36,8 @@ const PART_SECRET: &str = "secret";
 const PART_CLAIM: &str = "claim";
 /// On pods that read outputs, which are no record: they lack the version of one.
 const READER: &str = "v6-runtime.reader";
-/// A pod that the policy does not select.
+/// A pod that shows whether the policy works, and which look it belongs to.
+pub(crate) const CANARY: &str = "v6-runtime.canary";
 const PART_CONTROL: &str = "control";
 
 const ATTEMPT: &str = "v6-runtime.attempt";
@@ -63,11 +64,13 @@ pub(crate) fn name(owner: &Owner, run: &RunId) -> String {
     format!("v6-{owner}.{run}")
 }
 
-/// Name and labels of the pod that shows what can be reached where nothing is denied.
-pub(crate) fn control(owner: &Owner) -> (String, BTreeMap<String, String>) {
-    let labels = [(OWNER, owner.as_str()), (PART, PART_CONTROL)];
+/// Name and labels of a pod that the policy takes for a run's, though it is nobody's run, and of one that it
+/// does not select.
+pub(crate) fn canary(mark: &str, denied: bool) -> (String, BTreeMap<String, String>) {
+    let part = if denied { PART_RUN } else { PART_CONTROL };
+    let labels = [(CANARY, mark), (PART, part)];
     let labels = labels.map(|(label, value)| (label.to_owned(), value.to_owned()));
-    (format!("v6-{owner}.control"), labels.into())
+    (format!("v6-canary.{mark}.{part}"), labels.into())
 }
 
 /// The selector that finds all pods of an owner.

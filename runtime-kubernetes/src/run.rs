@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use v6_runtime::{
-    Accepted, Error as Public, ErrorKind, InputStream, MountSource, Pending, RunId, RunPhase,
+    Accepted, Error as Public, ErrorKind, Gpu, InputStream, MountSource, Pending, RunId, RunPhase,
     RunSpec, SpecDigest,
 };
 
@@ -40,6 +40,10 @@ impl Shared {
         dropped: &CancellationToken,
     ) -> v6_runtime::Result<Accepted> {
         self.capabilities.admit(spec)?;
+        if spec.resources.gpu == Some(Gpu::All) {
+            let message = "all accelerators (the cluster wants a number)";
+            return Err(Public::new(ErrorKind::Unsupported, message));
+        }
         self.start_watching().await;
         let _lock = self.lock(id).await;
         // A cleanup that was called since then has said that there is nothing.
@@ -64,6 +68,7 @@ impl Shared {
                     Box::pin(self.remove_all(id)).await?;
                 }
             }
+            Box::pin(self.see_denial()).await?;
             if let Some(accepted) = Box::pin(self.make(id, spec, dropped)).await? {
                 return Ok(accepted);
             }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use v6_runtime::{Capabilities, Owner, RunId, WatchHub};
 
 use crate::api::Cluster;
+use crate::canary::Canary;
 use crate::config::KubernetesConfig;
 use crate::egress::Egress;
 use crate::record;
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) hub: WatchHub,
     pub(crate) egress: Egress,
     pub(crate) tunnels: Tunnels,
+    pub(crate) canary: Canary,
     pub(crate) watching: OnceCell<()>,
     /// This value's name, where others read who is at work.
     pub(crate) holder: String,
@@ -79,6 +81,7 @@ impl Shared {
             hub: WatchHub::new(),
             egress: Egress::default(),
             tunnels: Tunnels::default(),
+            canary: Canary::default(),
             watching: OnceCell::new(),
             holder: format!("{:032x}", rand::random::<u128>()),
             closing: CancellationToken::new(),

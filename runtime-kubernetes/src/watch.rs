@@ -33,6 +33,13 @@ impl Shared {
         let start = || async {
             let shared = self.clone();
             self.spawn(follow(shared));
+            // So that the first run need not wait for it. What is wrong is told to each run.
+            let shared = self.clone();
+            self.spawn(async move {
+                if let Err(error) = shared.see_denial().await {
+                    tracing::warn!(%error, "no run can start");
+                }
+            });
         };
         self.watching.get_or_init(start).await;
     }

@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use common::{Bench, id, in_time};
 use futures_util::future::join_all;
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::Api;
-use kube::api::{DeleteParams, PostParams};
-use v6_runtime::{Outcome, RunPhase, Runtime, RuntimeExt, StartFailureCause};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use v6_runtime::{ErrorKind, Outcome, RunPhase, Runtime, RuntimeExt, StartFailureCause};
 use v6_runtime_kubernetes::{Gate, KubernetesRuntime};
 
 const LIMIT: u64 = 300;
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Runs at once.
 const ROW: usize = 10;
 
@@ -97,6 +98,8 @@ async fn where_nothing_is_denied_no_program_starts() {
 
     let config = bench
         .config()
+        // The first look is each run's own.
+        .with_canary_every(None)
         // An administrator's, since the node's account has no rights there.
         .with_kubeconfig(None)
         .with_namespace(Some(name.clone()))
@@ -105,20 +108,29 @@ async fn where_nothing_is_denied_no_program_starts() {
             settle: Duration::from_millis(1500),
             limit: Duration::from_secs(5),
         });
-    let cluster = KubernetesRuntime::connect(config).await.unwrap();
+    let cluster = KubernetesRuntime::connect(config.clone()).await.unwrap();
     let told = cluster.notices().iter().any(|it| it.contains("deny"));
     assert!(told, "{:?}", cluster.notices());
     let spec = bench.probe(&cluster, "echo started").await;
     let id = id("open");
     cluster.run(&id, &spec).await.unwrap();
     let status = in_time(LIMIT, cluster.wait(&id)).await.unwrap();
-    let isolated = match status.outcome() {
-        Some(Outcome::FailedToStart(failure)) => failure.cause != StartFailureCause::NotIsolated,
-        _ => true,
+    let told = match status.outcome() {
+        Some(Outcome::FailedToStart(failure)) => failure.cause == StartFailureCause::NotIsolated,
+        _ => false,
     };
-    assert!(!isolated, "{:?}", status.phase);
+    assert!(told, "{:?}", status.phase);
     assert_eq!(cluster.logs_bytes(&id, 1000).await.unwrap(), "");
     common::remove(&cluster, &id).await;
+
+    let looking = config.with_canary_every(Some(DAY));
+    let cluster = KubernetesRuntime::connect(looking).await.unwrap();
+    let refused = in_time(LIMIT, cluster.run(&id, &spec)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
+    let words = refused.to_string();
+    assert!(words.contains("does not deny runs the network"), "{words}");
+    assert!(!refused.may_have_started(), "{words}");
+    assert_eq!(canaries(&name).await, Vec::<String>::new());
     namespaces
         .delete(&name, &DeleteParams::default())
         .await
@@ -130,6 +142,42 @@ fn named(name: &str) -> ObjectMeta {
         name: Some(name.to_owned()),
         ..ObjectMeta::default()
     }
+}
+
+#[tokio::test]
+async fn a_denial_that_nothing_can_show_is_none() {
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
+    // Nobody listens there.
+    let nowhere = bench.config().with_gate(Gate::Denial {
+        control: Some(([127, 0, 0, 1], 9).into()),
+        settle: Duration::from_millis(1500),
+        limit: Duration::from_secs(60),
+    });
+    let cluster = KubernetesRuntime::connect(nowhere).await.unwrap();
+    let spec = bench.probe(&cluster, "echo started").await;
+    let refused = in_time(LIMIT, cluster.run(&id("nowhere"), &spec)).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
+    let words = refused.to_string();
+    assert!(words.contains("another address as the control"), "{words}");
+
+    // With the one that there is, the network is seen to deny.
+    let cluster = bench.connect().await;
+    let accepted = in_time(LIMIT, cluster.run(&id("denied"), &spec)).await;
+    accepted.unwrap();
+    common::remove(&cluster, &id("denied")).await;
+}
+
+/// The canaries of a namespace that are left.
+async fn canaries(namespace: &str) -> Vec<String> {
+    let client = kube::Client::try_default().await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client, namespace);
+    let canaries = ListParams::default().labels("v6-runtime.canary");
+    let found = pods.list(&canaries).await.unwrap().items.into_iter();
+    let found = found.filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    found.filter_map(|pod| pod.metadata.name).collect()
 }
 
 #[tokio::test]

@@ -144,6 +144,14 @@ async fn denial(options: &Options) -> Result<(), Failure> {
         );
         if open {
             (failing, failures, seen_open) = (None, 0, true);
+            if began.elapsed() >= options.wait {
+                let words = format!(
+                    "the pod can still reach {address} after {} s: no NetworkPolicy denies it, or the \
+                     cluster does not enforce policies",
+                    began.elapsed().as_secs()
+                );
+                return Err(Failure::with_code(EXIT_NOT_ISOLATED, words));
+            }
         } else {
             let since: Instant = *failing.get_or_insert_with(Instant::now);
             failures += 1;
@@ -157,14 +165,6 @@ async fn denial(options: &Options) -> Result<(), Failure> {
             if failures >= TRIES && since.elapsed() >= enough {
                 return Ok(());
             }
-        }
-        if began.elapsed() >= options.wait {
-            let words = format!(
-                "the pod can still reach {address} after {} s: no NetworkPolicy denies it, or the \
-                 cluster does not enforce policies",
-                began.elapsed().as_secs()
-            );
-            return Err(Failure::with_code(EXIT_NOT_ISOLATED, words));
         }
         tokio::time::sleep(PAUSE).await;
     }

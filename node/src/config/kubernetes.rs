@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use v6_runtime::ImageRef;
 
 use super::database::absolute;
+use super::limits::or_none;
 use super::reader::{Context, Fault, Field, Section, fault};
 use super::runtime::choice;
 use super::types::Kubernetes;
@@ -36,9 +37,11 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
         booked_cpu_milli: section
             .read("booked_cpus", Field::cpus)
             .and_then(NonZeroU32::new),
+        gpu: word("gpu"),
         gate: gate != Some("off"),
         claims,
         storage_class: section.read("storage_class", |field| storage_class(field, claims)),
+        canary: section.read("canary", |field| or_none(field, Field::duration)),
         start_timeout: section.read("start_timeout", Field::duration),
         pull_timeout: section.read("pull_timeout", Field::duration),
     };

@@ -103,7 +103,7 @@ fn own(section: &Section<'_>) -> OwnLimits {
 }
 
 /// A value, or the word `none` for no limit.
-fn or_none<'a, T>(
+pub(super) fn or_none<'a, T>(
     field: &Field<'a>,
     read: impl FnOnce(&Field<'a>) -> Result<T, Fault>,
 ) -> Result<Option<T>, Fault> {

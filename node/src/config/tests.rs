@@ -231,6 +231,8 @@ runtime:
     helper_image: registry.example.org/v6-helper:1
     booked_cpus: 100m
     node_selector: {zone: a}
+    gpu: nvidia.com/gpu
+    canary: 6h
     labels: {kueue.x-k8s.io/queue-name: research}
     image_pull_secrets: [login]
     start_timeout: 30m
@@ -249,6 +251,11 @@ runtime:
     assert_eq!(cluster.image_pull_secrets, ["login"]);
     assert_eq!(cluster.start_timeout, Some(Duration::from_secs(1800)));
     assert!(cluster.gate);
+    assert_eq!(cluster.gpu.as_deref(), Some("nvidia.com/gpu"));
+    assert_eq!(cluster.canary, Some(Some(Duration::from_secs(6 * 3600))));
+    let never = text.replace("canary: 6h", "canary: none");
+    let runtime = read(&never, &flat_environment()).unwrap().runtime;
+    assert_eq!(runtime.kubernetes.canary, Some(None));
     assert!(!cluster.claims);
     let open = format!("{text}    gate: off\n    outputs: claim\n    storage_class: fast\n");
     let cluster = read(&open, &flat_environment()).unwrap().runtime.kubernetes;

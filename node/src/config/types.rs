@@ -339,12 +339,16 @@ pub struct Kubernetes {
     pub priority_class: Option<String>,
     /// What is booked of a processor for each run, in thousandths; all that it may use if none.
     pub booked_cpu_milli: Option<NonZeroU32>,
+    /// Under which name the machines give accelerators.
+    pub gpu: Option<String>,
     /// Whether runs are held back until their network is seen to be denied.
     pub gate: bool,
     /// Whether outputs are kept on claims of their own.
     pub claims: bool,
     /// The class of storage of these; the cluster's default if none.
     pub storage_class: Option<String>,
+    /// How often it is looked whether the network denies at all; never if `Some(None)`.
+    pub canary: Option<Option<Duration>>,
     /// How long a pod may wait for a machine.
     pub start_timeout: Option<Duration>,
     /// How long for a registry.

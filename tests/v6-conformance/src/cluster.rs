@@ -300,6 +300,8 @@ impl Harness for ClusterHarness {
             .with_scratch_bytes(NonZeroU64::new(64 << 20).unwrap_or(NonZeroU64::MIN))
             .with_cpu_request_milli(NonZeroU32::new(20))
             .with_outputs(self.outputs.clone())
+            // Each case connects anew. That runs are denied the network is seen in each of them, as ever.
+            .with_canary_every(None)
             .with_pull_timeout(PULL_TIMEOUT);
         Ok(Arc::new(KubernetesRuntime::connect(config).await?))
     }

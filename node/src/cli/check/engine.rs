@@ -175,7 +175,7 @@ impl Probe for Limits {
         if !kinds.gpu && runs.iter().any(|run| run.gpus.is_some()) {
             return Finding::fail(
                 "the engine has no accelerators to give",
-                "say which there are (runtime.singularity.gpu), or write runtime.run.gpus: none; runs that \
+                "say which there are (runtime.singularity.gpu, runtime.kubernetes.gpu), or write runtime.run.gpus: none; runs that \
                  ask for some are refused",
             );
         }
