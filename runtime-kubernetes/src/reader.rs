@@ -73,7 +73,7 @@ impl Shared {
                         Err(error) => return Err(error.into()),
                     }
                 }
-                Some(pod) => waits_for(pod, claim, look),
+                Some(pod) => waits_for(pod, claim, translate::node(&look.pod)),
             };
             if began.elapsed() >= LIMIT {
                 let message = format!("the pod {name}, which is to read the outputs, waits: {why}");
@@ -245,11 +245,11 @@ fn failed(name: &str, pod: &Pod) -> Error {
 }
 
 /// What a pod that reads has not got yet.
-fn waits_for(pod: &Pod, claim: &str, look: &Look) -> String {
+fn waits_for(pod: &Pod, claim: &str, had: Option<&str>) -> String {
     if let Some((failure, _)) = translate::obstacle(pod) {
         return failure.message;
     }
-    let had = translate::node(&look.pod).unwrap_or("that of the run");
+    let had = had.unwrap_or("that of the run");
     match translate::node(pod) {
         None => "no machine has it yet".to_owned(),
         Some(machine) => format!(
@@ -257,5 +257,46 @@ fn waits_for(pod: &Pod, claim: &str, look: &Look) -> String {
              still at {had}, and that is gone for good, delete its Node, or taint it \
              node.kubernetes.io/out-of-service"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
+
+    use super::*;
+
+    /// What the cluster says of a volume that is elsewhere is in no pod: it has to be guessed.
+    #[test]
+    fn a_claim_that_another_machine_may_hold_is_told() {
+        let mut pod = Pod {
+            spec: Some(PodSpec::default()),
+            ..Pod::default()
+        };
+        assert_eq!(waits_for(&pod, "c", Some("one")), "no machine has it yet");
+        pod.spec.get_or_insert_default().node_name = Some("two".into());
+        let said = waits_for(&pod, "c", Some("one"));
+        for word in ["machine two", "c is still at one", "out-of-service"] {
+            assert!(said.contains(word), "{said}");
+        }
+    }
+
+    #[test]
+    fn the_scheduler_has_the_word_where_it_has_one() {
+        let message = "0/2 nodes are available: 2 node(s) had volume node affinity conflict";
+        let pod = Pod {
+            status: Some(PodStatus {
+                conditions: Some(vec![PodCondition {
+                    type_: "PodScheduled".into(),
+                    status: "False".into(),
+                    reason: Some("Unschedulable".into()),
+                    message: Some(message.into()),
+                    ..PodCondition::default()
+                }]),
+                ..PodStatus::default()
+            }),
+            ..Pod::default()
+        };
+        assert_eq!(waits_for(&pod, "c", None), message);
     }
 }
