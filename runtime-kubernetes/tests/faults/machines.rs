@@ -191,10 +191,8 @@ pub(crate) async fn a_machine_that_is_drained_or_full_loses_what_is_there() {
     );
     keep(&bench, &of).await;
 
-    assert_eq!(
-        phase(&cluster, "disk-full").await,
-        RunPhase::Pending(Pending::Queued)
-    );
+    let queued = RunPhase::Pending(Pending::Queued);
+    until(&cluster, "disk-full", queued).await;
     machine
         .change(json!({"spec": {"unschedulable": null}}))
         .await;
