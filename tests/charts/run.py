@@ -97,15 +97,17 @@ class Chart(unittest.TestCase):
                 self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_rights_are_those_of_the_program(self):
-        printed = call(os.environ["V6_NODE"], "rbac", "--namespace", NAMESPACE)
-        self.assertEqual(printed.returncode, 0, printed.stderr)
-        objects = rendered(LEAST)
-        wanted = {made["kind"]: made for made in yaml.safe_load_all(printed.stdout)}
-        self.assertEqual(tuple(wanted), RIGHTS)
-        for kind, made in wanted.items():
-            found = objects[kind]
-            del found["metadata"]["labels"]
-            self.assertEqual(found, made)
+        claims = {"runtime": {"kubernetes": {"outputs": "claim"}}}
+        for option, objects in (((), rendered(LEAST)), (("--claims",), rendered(LEAST, claims))):
+            printed = call(os.environ["V6_NODE"], "rbac", "--namespace", NAMESPACE, *option)
+            self.assertEqual(printed.returncode, 0, printed.stderr)
+            wanted = {made["kind"]: made for made in yaml.safe_load_all(printed.stdout)}
+            self.assertEqual(tuple(wanted), RIGHTS)
+            for kind, made in wanted.items():
+                with self.subTest(option=option, kind=kind):
+                    found = objects[kind]
+                    del found["metadata"]["labels"]
+                    self.assertEqual(found, made)
 
     def test_rights_of_somebody_else(self):
         self.assertEqual(set(rendered(ALL)) & set(RIGHTS), set())
