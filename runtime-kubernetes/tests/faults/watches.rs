@@ -8,7 +8,6 @@ use kube::Api;
 use kube::api::{WatchEvent, WatchParams};
 use v6_fault_proxy::{Fault, Requests, Rule, RuleGuard};
 use v6_runtime::{Outcome, Runtime, Tracker};
-use v6_runtime_kubernetes::KubernetesRuntime;
 
 use crate::common::way::Way;
 use crate::common::{self, Bench, id, in_time, services, until_running};
