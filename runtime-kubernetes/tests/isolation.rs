@@ -98,8 +98,6 @@ async fn where_nothing_is_denied_no_program_starts() {
 
     let config = bench
         .config()
-        // The first look is each run's own.
-        .with_canary_every(None)
         // An administrator's, since the node's account has no rights there.
         .with_kubeconfig(None)
         .with_namespace(Some(name.clone()))
@@ -150,7 +148,8 @@ async fn a_denial_that_nothing_can_show_is_none() {
         return;
     };
     // Nobody listens there.
-    let nowhere = bench.config().with_gate(Gate::Denial {
+    let looking = bench.config().with_canary_every(Some(DAY));
+    let nowhere = looking.clone().with_gate(Gate::Denial {
         control: Some(([127, 0, 0, 1], 9).into()),
         settle: Duration::from_millis(1500),
         limit: Duration::from_secs(60),
@@ -164,7 +163,7 @@ async fn a_denial_that_nothing_can_show_is_none() {
     assert!(words.contains("another address as the control"), "{words}");
 
     // With the one that there is, the network is seen to deny.
-    let cluster = bench.connect().await;
+    let cluster = KubernetesRuntime::connect(looking).await.unwrap();
     let accepted = in_time(LIMIT, cluster.run(&id("denied"), &spec)).await;
     accepted.unwrap();
     common::remove(&cluster, &id("denied")).await;

@@ -26,7 +26,6 @@ async fn connect(bench: &Bench, way: &Way) -> KubernetesRuntime {
     let config = bench
         .config()
         .with_kubeconfig(Some(way.kubeconfig(bench)))
-        .with_canary_every(None)
         .with_start_timeout(Duration::from_secs(3600))
         .with_placement(Placement::default().with_node_selector(nowhere));
     KubernetesRuntime::connect(config).await.unwrap()

@@ -108,6 +108,8 @@ impl Bench {
             .with_memory_bytes(bytes(128 << 20))
             .with_scratch_bytes(bytes(16 << 20))
             .with_cpu_request_milli(Some(20.try_into().unwrap()))
+            // Two pods more at each start; isolation.rs is about them.
+            .with_canary_every(None)
     }
 
     /// With outputs on claims, which volumes.py of the tests' services gives volumes.
