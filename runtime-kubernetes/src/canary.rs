@@ -17,6 +17,7 @@ use v6_runtime::{Error as Public, ErrorKind, Observation};
 use crate::config::Gate;
 use crate::error::{Error, Result};
 use crate::isolate::POLICY;
+use crate::obstacle;
 use crate::pod::{helper, pod_floor};
 use crate::record;
 use crate::state::Shared;
@@ -201,7 +202,7 @@ async fn one(
 
 async fn standing_in_its_way(shared: &Shared, name: &str) -> String {
     let pod = shared.cluster.pod(name).await.ok().flatten();
-    let obstacle = pod.as_ref().and_then(translate::obstacle);
+    let obstacle = pod.as_ref().and_then(obstacle::obstacle);
     obstacle.map_or_else(String::new, |(failure, _)| format!(": {}", failure.message))
 }
 

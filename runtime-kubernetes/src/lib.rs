@@ -67,6 +67,7 @@ mod isolate;
 mod lease;
 mod logs;
 mod look;
+mod obstacle;
 mod placement;
 mod pod;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use v6_runtime::{Error as Public, ErrorKind, RunId};
 use crate::config::KubernetesConfig;
 use crate::error::{Error, Result};
 use crate::look::Look;
+use crate::obstacle;
 use crate::placement::Placement;
 use crate::pod::{KEY_DIR, OUT_DIR, SIDECAR, dns, helper, pod_floor};
 use crate::record;
@@ -246,7 +247,7 @@ fn failed(name: &str, pod: &Pod) -> Error {
 
 /// What a pod that reads has not got yet.
 fn waits_for(pod: &Pod, claim: &str, had: Option<&str>) -> String {
-    if let Some((failure, _)) = translate::obstacle(pod) {
+    if let Some((failure, _)) = obstacle::obstacle(pod) {
         return failure.message;
     }
     let had = had.unwrap_or("that of the run");

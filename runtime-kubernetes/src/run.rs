@@ -293,8 +293,8 @@ impl Shared {
                 return Err(error);
             };
             let phase = &look.status.phase;
-            let hopeless = crate::translate::obstacle(&look.pod)
-                .filter(|(_, patience)| *patience == crate::translate::Patience::None);
+            let hopeless = crate::obstacle::obstacle(&look.pod)
+                .filter(|(_, patience)| *patience == crate::obstacle::Patience::None);
             if let Some((failure, _)) = hopeless {
                 return Err(Public::new(ErrorKind::Unavailable, failure.message).into());
             }

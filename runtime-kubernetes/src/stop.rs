@@ -11,6 +11,7 @@ use v6_runtime::{CancelOptions, Cancelled, RunId};
 
 use crate::error::Result;
 use crate::look::Look;
+use crate::obstacle;
 use crate::pod::whole_seconds;
 use crate::record;
 use crate::state::{Care, Shared};
@@ -214,7 +215,7 @@ impl Shared {
         let Some(look) = self.look(id).await? else {
             return Ok(());
         };
-        let Some((failure, _)) = translate::obstacle(&look.pod) else {
+        let Some((failure, _)) = obstacle::obstacle(&look.pod) else {
             return Ok(());
         };
         if look.status.phase.is_finished() || look.marks.cancelled.is_some() {

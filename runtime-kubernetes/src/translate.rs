@@ -10,10 +10,10 @@ use v6_runtime::{
 };
 
 use crate::api::LEAST_CPU;
+use crate::obstacle::refusal;
 use crate::pod::{PROGRAM, RECEIVE, SIDECAR};
 use crate::record::{Marks, Record};
 use crate::time;
-use crate::volumes::OUT;
 
 /// A machine's clock and the API server's may differ by so much.
 const SKEW: Duration = Duration::from_secs(60);
@@ -300,113 +300,6 @@ fn not_received(seen: &Seen<'_>, state: &ContainerStateTerminated) -> RunPhase {
     }
 }
 
-/// A cause for the words about a container that could not be started.
-pub(crate) fn refusal(message: &str) -> Cause {
-    let has = |text: &str| message.contains(text);
-    if has("exec format error") {
-        Cause::ImageUnusable
-    } else if has("executable file not found") || has("no such file or directory") {
-        Cause::CommandNotFound
-    } else if has("permission denied") || has("is a directory") {
-        Cause::CommandNotExecutable
-    } else if has("no command specified") {
-        Cause::CommandNotFound
-    } else {
-        Cause::Engine
-    }
-}
-
-/// How long what stands in a pod's way may last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// It will not change.
-    None,
-    /// A registry may come back.
-    Registry,
-    /// A machine may have room.
-    Machine,
-}
-
-/// What stands in the way of a pod that has not started, if anything does.
-pub(crate) fn obstacle(pod: &Pod) -> Option<(StartFailure, Patience)> {
-    if is_deleted(pod) || terminated(pod, PROGRAM).is_some() || is_running(pod, PROGRAM) {
-        return None;
-    }
-    if let Some((false, "Unschedulable", message)) = condition(pod, "PodScheduled") {
-        // Our own claim was there first, and whoever says so has not heard of it yet.
-        let absent = message.contains("persistentvolumeclaim")
-            && message.contains("not found")
-            && !out_claim(pod).is_some_and(|claim| message.contains(claim));
-        let (cause, patience) = if absent {
-            (Cause::MountUnusable, Patience::None)
-        } else {
-            (Cause::Unschedulable, Patience::Machine)
-        };
-        return Some((StartFailure::new(cause, message), patience));
-    }
-    waiting(pod).find_map(|(container, reason, message)| {
-        let words = if container == PROGRAM {
-            or(message, reason)
-        } else {
-            format!("the helper's image: {}", or(message, reason))
-        };
-        let (cause, patience) = match reason {
-            "InvalidImageName" => (Cause::ImageUnusable, Patience::None),
-            "ErrImageNeverPull" => (Cause::ImageNotFound, Patience::None),
-            "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => pull_failure(message)?,
-            "ImageInspectError" => (Cause::ImageUnusable, Patience::Registry),
-            "CreateContainerConfigError" => config_error(message)?,
-            "CreateContainerError" | "RunContainerError" => (refusal(message), Patience::None),
-            _ => return None,
-        };
-        // The helper's own image is the operator's matter, not the run's.
-        let cause = if container == PROGRAM {
-            cause
-        } else {
-            Cause::Engine
-        };
-        Some((StartFailure::new(cause, words), patience))
-    })
-}
-
-/// What the machine's words about a failed pull mean; `None` if they are only that it waits.
-pub(crate) fn pull_failure(message: &str) -> Option<(Cause, Patience)> {
-    let lower = message.to_lowercase();
-    let has = |text: &str| lower.contains(text);
-    if has("no match for platform") || has("does not match the specified platform") {
-        return Some((Cause::ImageUnusable, Patience::None));
-    }
-    // A registry that hides what it has says both: refused is the one that somebody can change.
-    if has("401 unauthorized")
-        || has("403 forbidden")
-        || has("authorization failed")
-        || has("no basic auth credentials")
-        || has("denied")
-    {
-        return Some((Cause::ImageDenied, Patience::None));
-    }
-    if has("not found") || has("manifest unknown") || has("name unknown") {
-        return Some((Cause::ImageNotFound, Patience::None));
-    }
-    if has("back-off pulling") && !has("failed to") && !has("error") {
-        // Said without a reason by older machines; the reason came before.
-        return Some((Cause::RegistryUnreachable, Patience::Registry));
-    }
-    Some((Cause::RegistryUnreachable, Patience::Registry))
-}
-
-fn config_error(message: &str) -> Option<(Cause, Patience)> {
-    let lower = message.to_lowercase();
-    if lower.contains("non-root") || lower.contains("non-numeric") {
-        return Some((Cause::Engine, Patience::None));
-    }
-    if lower.contains("subpath") {
-        return Some((Cause::MountUnusable, Patience::None));
-    }
-    // Among others a Secret that is to come.
-    Some((Cause::Engine, Patience::Registry))
-}
-
 /// A whole status.
 pub(crate) fn status(seen: &Seen<'_>) -> RunStatus {
     let Record {
@@ -473,14 +366,6 @@ pub(crate) fn has_run(pod: &Pod) -> bool {
 /// Whether the sidecar can be asked.
 pub(crate) fn has_sidecar(pod: &Pod) -> bool {
     is_running(pod, SIDECAR)
-}
-
-/// The claim that the pod names for outputs.
-fn out_claim(pod: &Pod) -> Option<&str> {
-    let volumes = pod.spec.as_ref()?.volumes.as_ref()?;
-    let out = volumes.iter().find(|volume| volume.name == OUT)?;
-    let claim = out.persistent_volume_claim.as_ref()?;
-    Some(&claim.claim_name)
 }
 
 /// Whether the pod stays for its outputs when the program has ended.
@@ -557,7 +442,7 @@ fn has_started(state: &ContainerStateTerminated) -> bool {
         .is_some_and(|at| time::from_cluster(at) > SystemTime::UNIX_EPOCH + year)
 }
 
-fn or(text: &str, otherwise: &str) -> String {
+pub(crate) fn or(text: &str, otherwise: &str) -> String {
     let text = text.trim();
     (if text.is_empty() { otherwise } else { text }).to_owned()
 }
@@ -589,7 +474,7 @@ fn find_condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     conditions.iter().find(|condition| condition.type_ == kind)
 }
 
-fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(bool, &'a str, &'a str)> {
+pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(bool, &'a str, &'a str)> {
     let found = find_condition(pod, kind)?;
     let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
     Some((
@@ -618,12 +503,12 @@ pub(crate) fn terminated<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerSt
     state(pod, name)?.terminated.as_ref()
 }
 
-fn is_running(pod: &Pod, name: &str) -> bool {
+pub(crate) fn is_running(pod: &Pod, name: &str) -> bool {
     state(pod, name).is_some_and(|state| state.running.is_some())
 }
 
 /// Containers that wait, with reason and words.
-fn waiting(pod: &Pod) -> impl Iterator<Item = (&str, &str, &str)> {
+pub(crate) fn waiting(pod: &Pod) -> impl Iterator<Item = (&str, &str, &str)> {
     let status = pod.status.as_ref();
     let init = status.and_then(|status| status.init_container_statuses.as_ref());
     let others = status.and_then(|status| status.container_statuses.as_ref());

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::core::v1::Pod;
 use v6_runtime::{Outcome, Owner, Pending, RunPhase, StartFailureCause as Cause, StopCause};
 
+use crate::obstacle::{self, Patience};
 use crate::record::{self, Marks, Record};
-use crate::translate::{self, Patience, Seen};
+use crate::translate::{self, Seen};
 
 fn recorded(name: &str) -> Pod {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/states");
@@ -209,7 +210,7 @@ fn what_is_in_the_way_is_told_by_the_pod() {
     for (name, cause, patience) in cases {
         let mut pod = recorded(name);
         pod.metadata.deletion_timestamp = None;
-        let (failure, how) = translate::obstacle(&pod).unwrap();
+        let (failure, how) = obstacle::obstacle(&pod).unwrap();
         assert_eq!(
             (failure.cause, how),
             (cause, patience),
@@ -286,13 +287,13 @@ fn a_program_that_runs_on_is_stopping() {
 
 #[test]
 fn pulls_fail_in_their_own_ways() {
-    let cause = |words: &str| translate::pull_failure(words).map(|(cause, _)| cause);
+    let cause = |words: &str| obstacle::pull_failure(words).0;
     let denied = "failed to authorize: failed to fetch anonymous token: 401 Unauthorized";
-    assert_eq!(cause(denied), Some(Cause::ImageDenied));
+    assert_eq!(cause(denied), Cause::ImageDenied);
     let absent = "failed to resolve reference \"r/a:1\": r/a:1: not found";
-    assert_eq!(cause(absent), Some(Cause::ImageNotFound));
+    assert_eq!(cause(absent), Cause::ImageNotFound);
     let platform = "no match for platform in manifest sha256:1: not found";
-    assert_eq!(cause(platform), Some(Cause::ImageUnusable));
+    assert_eq!(cause(platform), Cause::ImageUnusable);
     let away = "dial tcp 127.0.0.1:1: connect: connection refused";
-    assert_eq!(cause(away), Some(Cause::RegistryUnreachable));
+    assert_eq!(cause(away), Cause::RegistryUnreachable);
 }

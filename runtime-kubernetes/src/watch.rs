@@ -13,12 +13,13 @@ use v6_runtime::{Outcome, Pending, RunId, RunPhase};
 
 use crate::error::{Error, Result};
 use crate::look::Look;
+use crate::obstacle::{self, Patience};
 use crate::pod::PROGRAM;
 use crate::record::{self, Driver};
 use crate::state::{Care, Shared};
 use crate::stop::sleep_until;
 use crate::time;
-use crate::translate::{self, Patience};
+use crate::translate;
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(10);
@@ -162,7 +163,7 @@ impl Shared {
             self.leave(id, Care::Release);
             return;
         }
-        match translate::obstacle(&look.pod) {
+        match obstacle::obstacle(&look.pod) {
             None => self.leave(id, Care::Patience),
             Some((_, patience)) => {
                 let since = translate::waiting_since(&look.pod, look.record.created);
