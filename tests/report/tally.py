@@ -6,9 +6,9 @@
     tally.py one    RESULTS STEP EXIT LOG   a step that is one case: its exit code decides
     tally.py skip   RESULTS STEP REASON     a step that was not done
     tally.py fail   RESULTS STEP REASON     a step that could not be done
-    tally.py close  RESULTS                 prints the skips, the failures and
-                                            `N passed, N failed, N skipped`; exits 1 on
-                                            any failure, or if nothing passed
+    tally.py close  RESULTS                 prints the skips, the failures with what they
+                                            said, and `N passed, N failed, N skipped`;
+                                            exits 1 on any failure, or if nothing passed
 
 RESULTS is a file of JSON lines, one for each step. A program that ends without saying its
 result counts as failed, and so does a step that fails without a failed case, such as one
@@ -33,9 +33,12 @@ RESULT = re.compile(
 SKIP = re.compile(r"^SKIP (\S+): (.+)$")
 # What a case printed, with --show-output. A case that cannot be ignored any more when it
 # finds out that it lacks something prints why and returns; it has not passed.
-OUTPUT = re.compile(r"^---- (.+) stdout ----$")
+OUTPUT = re.compile(r"^---- (.+?)(?: stdout)? ----$")
 END_OF_OUTPUT = ("successes:", "failures:")
 LACKED = "SKIP "
+# How much of what a failed case said is told again at the end.
+LINES = 12
+PANIC = " panicked at "
 
 
 @dataclass
@@ -46,6 +49,15 @@ class Step:
     passed: int = 0
     failed: list[str] = field(default_factory=list)
     skipped: list[list[str]] = field(default_factory=list)
+    # What the failed ones said.
+    words: dict[str, list[str]] = field(default_factory=dict)
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """From the panic on, or the end, which tells most of a traceback and of a log."""
+    lines = [line[:300] for line in lines if line.strip()]
+    panic = next((at for at, line in enumerate(lines) if PANIC in line), None)
+    return lines[-LINES:] if panic is None else lines[panic : panic + LINES]
 
 
 class Reader:
@@ -62,6 +74,9 @@ class Reader:
         self.reasons: dict[str, str] = {}
         self.printing: str | None = None
         self.lacking: dict[str, str] = {}
+        # Of which failed case, or case that prints, the lines are.
+        self.speaking: str | None = None
+        self.words: dict[str, list[str]] = {}
 
     def name(self, case: str) -> str:
         return f"{self.program}::{case}" if self.program else case
@@ -74,10 +89,16 @@ class Reader:
         """A program that was begun must have told its result."""
         if self.program is not None:
             self.result.failed += [self.name(case) for case in self.failed]
+            self.keep_words()
             if not self.failed:
                 self.result.failed.append(f"{self.program} (ended without a result)")
         self.program = None
         self.reset()
+
+    def keep_words(self) -> None:
+        for case in self.failed:
+            if words := shortened(self.words.get(case, [])):
+                self.result.words[self.name(case)] = words
 
     def line(self, text: str) -> None:
         text = ANSI.sub("", text.rstrip("\n"))
@@ -89,9 +110,9 @@ class Reader:
         if match := DOCTESTS.match(text):
             return self.begin(f"{match[1]} (documentation)")
         if match := OUTPUT.match(text):
-            self.printing = match[1]
+            self.printing = self.speaking = match[1]
         elif text in END_OF_OUTPUT:
-            self.printing = None
+            self.printing = self.speaking = None
         elif self.printing and text.startswith(LACKED):
             self.lacking[self.printing] = text.removeprefix(LACKED)
         elif match := SKIP.match(text):
@@ -100,12 +121,16 @@ class Reader:
             self.total(*map(int, match.groups()))
         elif match := CASE.match(text):
             case, state = match[1].rstrip(), match[2]
+            self.speaking = None
             if state.startswith("FAILED"):
                 self.failed.append(case)
+                self.speaking = case
             elif state.startswith("ignored"):
                 # cargo test writes `ignored, REASON`, libtest-mimic `ignored (REASON)`.
                 reason = re.sub(r"^\((.*)\)$", r"\1", state.removeprefix("ignored").lstrip(", "))
                 self.ignored.append([case, reason])
+        elif self.speaking:
+            self.words.setdefault(self.speaking, []).append(text)
 
     def total(self, passed: int, failed: int, ignored: int) -> None:
         """The program's own numbers win: what a test prints may spoil the lines of cases."""
@@ -116,6 +141,7 @@ class Reader:
         names = [self.name(case) for case in self.failed][:failed]
         names += [self.name("(a case whose name was not printed)")] * (failed - len(names))
         self.result.failed += names
+        self.keep_words()
         skips = [
             [self.name(case), reason or self.reasons.get(case.rsplit("::", 1)[-1], "")]
             for case, reason in self.ignored
@@ -133,15 +159,18 @@ def read_cases(step: str, exit_code: int, text: str) -> Step:
     reader.end_of_program()
     result = reader.result
     if exit_code != 0 and not result.failed:
-        result.failed.append(f"{step} (exit code {exit_code})")
+        name = f"{step} (exit code {exit_code})"
+        result.failed.append(name)
+        result.words[name] = shortened(text.splitlines())
     elif not (result.passed or result.failed or result.skipped):
         result.failed.append(f"{step} (no case was run)")
     return result
 
 
-def read_one(step: str, exit_code: int) -> Step:
+def read_one(step: str, exit_code: int, text: str) -> Step:
     if exit_code:
-        return Step(step, failed=[f"{step} (exit code {exit_code})"])
+        name = f"{step} (exit code {exit_code})"
+        return Step(step, failed=[name], words={name: shortened(text.splitlines())})
     return Step(step, passed=1)
 
 
@@ -165,7 +194,10 @@ def summary(steps: list[Step]) -> tuple[list[str], bool]:
         lines += [f"  {name}" for name in names]
     if failed:
         lines.append("failed:")
-        lines += [f"  {name}" for name in failed]
+        words = {name: words for step in steps for name, words in step.words.items()}
+        for name in failed:
+            lines.append(f"  {name}")
+            lines += [f"      {line}" for line in words.get(name, [])]
     lines.append(f"{passed} passed, {len(failed)} failed, {len(skipped)} skipped")
     return lines, passed > 0 and not failed
 
@@ -173,11 +205,9 @@ def summary(steps: list[Step]) -> tuple[list[str], bool]:
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["cases" | "one" as how, results, step, code, log]:
-            if how == "one":
-                found = read_one(step, int(code))
-            else:
-                text = Path(log).read_text(encoding="utf-8", errors="replace")
-                found = read_cases(step, int(code), text)
+            read = read_one if how == "one" else read_cases
+            text = Path(log).read_text(encoding="utf-8", errors="replace")
+            found = read(step, int(code), text)
         case ["skip", results, step, reason]:
             found = Step(step, skipped=[[step, reason]])
         case ["fail", results, step, reason]:

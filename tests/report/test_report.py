@@ -113,14 +113,49 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         self.assertEqual(tally.read_cases("s", 0, text).skipped, [["a", "no reason given"]])
 
     def test_one_case_by_its_exit_code(self):
-        self.assertEqual(tally.read_one("format", 0).passed, 1)
-        self.assertEqual(tally.read_one("format", 2).failed, ["format (exit code 2)"])
+        self.assertEqual(tally.read_one("format", 0, "").passed, 1)
+        step = tally.read_one("format", 2, "Diff in lib.rs\n\n-a\n")
+        self.assertEqual(step.failed, ["format (exit code 2)"])
+        self.assertEqual(step.words, {"format (exit code 2)": ["Diff in lib.rs", "-a"]})
+
+    def test_what_a_failed_case_said(self):
+        text = """test a ... FAILED
+test b ... ok
+
+successes:
+
+---- b stdout ----
+fine
+
+failures:
+
+---- a stdout ----
+before
+thread 'a' panicked at tests/a.rs:1:1:
+a: Exited(137)
+
+failures:
+    a
+
+test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s
+"""
+        said = ["thread 'a' panicked at tests/a.rs:1:1:", "a: Exited(137)"]
+        self.assertEqual(tally.read_cases("s", 101, text).words, {"a": said})
+        mimic = text.replace("---- a stdout ----", "---- a ----")
+        self.assertEqual(tally.read_cases("s", 101, mimic).words, {"a": said})
+
+    def test_what_a_failed_case_of_ours_said(self):
+        text = "\n".join(["test a ... FAILED", *(f"line {n}" for n in range(20)), "test b ... ok",
+                          "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured"])
+        words = tally.read_cases("s", 1, text).words
+        self.assertEqual(words, {"a": [f"line {n}" for n in range(8, 20)]})
 
     def close(self, *steps: tuple[str, ...]) -> tuple[int, list[str]]:
         with tempfile.TemporaryDirectory() as folder:
-            results = f"{folder}/results"
+            results, log = f"{folder}/results", Path(folder, "log")
+            log.write_text("no such word\n")
             for how, *rest in steps:
-                tally.main([how, results, *rest])
+                tally.main([how, results, *(str(log) if one == "LOG" else one for one in rest)])
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
                 code = tally.main(["close", results])
@@ -128,15 +163,20 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 
     def test_the_closing_lines(self):
         code, lines = self.close(
-            ("one", "format", "0", "-"), ("skip", "Docker", "no engine"), ("fail", "HQ", "no disk"))
+            ("one", "format", "0", "LOG"), ("skip", "Docker", "no engine"), ("fail", "HQ", "no disk"))
         self.assertEqual(code, 1)
         self.assertEqual(lines, [
             "skipped, no engine:", "  Docker", "failed:", "  HQ (no disk)",
             "1 passed, 1 failed, 1 skipped"])
 
+    def test_a_failure_is_told_with_what_it_said(self):
+        _, lines = self.close(("one", "links", "1", "LOG"))
+        self.assertEqual(lines, [
+            "failed:", "  links (exit code 1)", "      no such word", "0 passed, 1 failed, 0 skipped"])
+
     def test_all_well_and_nothing_done(self):
         self.assertEqual(
-            self.close(("one", "format", "0", "-")), (0, ["1 passed, 0 failed, 0 skipped"]))
+            self.close(("one", "format", "0", "LOG")), (0, ["1 passed, 0 failed, 0 skipped"]))
         self.assertEqual(self.close(), (1, ["0 passed, 0 failed, 0 skipped"]))
 
 
