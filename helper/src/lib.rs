@@ -30,7 +30,8 @@ pub use job::TunnelOptions;
 pub use monitor::{LaunchError, MonitorOptions, RunFolder, RunLock, Sight, Stop, StopCause};
 pub use monitor_state::{Ended, LogFrame, Verdict};
 pub use pod::{
-    ALIVE_PORT, EXIT_LATE, EXIT_NO_INPUT, EXIT_NOT_ISOLATED, PodOptions, StreamedInput, TUNNEL_PORT,
+    ALIVE_PORT, EXIT_LATE, EXIT_NO_INPUT, EXIT_NO_PART, EXIT_NOT_ISOLATED, PodOptions,
+    StreamedInput, TUNNEL_PORT,
 };
 
 /// The program: a statically linked ELF executable.

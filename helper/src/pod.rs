@@ -15,6 +15,8 @@ pub const EXIT_NOT_ISOLATED: i32 = 81;
 pub const EXIT_LATE: i32 = 82;
 /// The exit code of `receive` when nobody brought the input.
 pub const EXIT_NO_INPUT: i32 = 83;
+/// The exit code of `receive` when a volume lacks what is to be mounted of it.
+pub const EXIT_NO_PART: i32 = 84;
 
 /// Input that is brought through the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +53,7 @@ pub struct PodOptions {
     files: Vec<usize>,
     folders: Vec<usize>,
     copies: Vec<(String, String)>,
+    parts: Vec<(String, String)>,
     streams: Vec<StreamedInput>,
     listeners: Vec<SocketAddrV4>,
     idle: Option<Duration>,
@@ -116,6 +119,13 @@ impl PodOptions {
         self
     }
 
+    /// `receive` sees that the folder of a volume, whose last name is the volume's, has this path.
+    #[must_use]
+    pub fn with_part(mut self, folder: impl Into<String>, path: impl Into<String>) -> Self {
+        self.parts.push((folder.into(), path.into()));
+        self
+    }
+
     /// `receive` waits for this input.
     #[must_use]
     pub fn with_stream(mut self, input: StreamedInput) -> Self {
@@ -160,6 +170,9 @@ impl PodOptions {
         }
         for (from, to) in &self.copies {
             option("--copy", format!("{from}={to}"));
+        }
+        for (folder, path) in &self.parts {
+            option("--part", format!("{folder}={path}"));
         }
         for StreamedInput { place, len } in &self.streams {
             option("--stream", format!("{len}={place}"));
@@ -214,6 +227,7 @@ mod tests {
             .with_file(0)
             .with_folder(1)
             .with_copy("/g/2", "out/1/a=b")
+            .with_part("/v/4/data", "a=b/c")
             .with_stream(StreamedInput::new("in/3", 7))
             .with_listener(SocketAddrV4::new([127, 0, 1, 1].into(), 443))
             .with_idle(Duration::from_secs(120));
@@ -221,7 +235,7 @@ mod tests {
             options.receive().join(" "),
             "receive --key /k --out /o --deadline 1700000000.250000000 --in /i \
              --control 10.0.0.1:443 --settle 1.500000000 --wait 60.000000000 --folder 1 --file 0 \
-             --copy /g/2=out/1/a=b --stream 7=in/3"
+             --copy /g/2=out/1/a=b --part /v/4/data=a=b/c --stream 7=in/3"
         );
         assert_eq!(
             options.sidecar().join(" "),

@@ -109,6 +109,7 @@ impl Capabilities {
                 MountSource::Stream(_) => (self.mounts.stream, "streamed files"),
                 MountSource::HostPath(_) => (self.mounts.host_path, "paths of the host"),
                 MountSource::Volume(_) => (self.mounts.volume, "named volumes"),
+                MountSource::VolumePart(..) => (self.mounts.volume_part, "parts of named volumes"),
                 MountSource::Scratch(None) => (self.mounts.scratch, "scratch folders"),
                 MountSource::Scratch(Some(_)) => {
                     (self.mounts.scratch_limit, "scratch folders with a limit")
@@ -231,6 +232,8 @@ switches! {
         host_path,
         /// [`MountSource::Volume`].
         volume,
+        /// [`MountSource::VolumePart`].
+        volume_part,
         /// [`MountSource::Scratch`] without a limit.
         scratch,
         /// [`MountSource::Scratch`] with a limit that is enforced.

@@ -119,6 +119,13 @@ fn write_spec(form: &mut Canonical, spec: &RunSpec) {
             MountSource::Volume(name) => {
                 form.field("mount", &[target, access, b"volume", name.as_bytes()]);
             }
+            MountSource::VolumePart(name, path) => {
+                let path = path.as_str().as_bytes();
+                form.field(
+                    "mount",
+                    &[target, access, b"volume-part", name.as_bytes(), path],
+                );
+            }
             MountSource::Scratch(limit) => {
                 let limit = limit.map_or(0, std::num::NonZero::get).to_be_bytes();
                 form.field("mount", &[target, access, b"scratch", &limit]);

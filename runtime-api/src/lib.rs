@@ -176,7 +176,7 @@ pub use input::{InputReader, InputStream};
 pub use lease::{Held, Lease};
 pub use logs::{LogChunk, LogOptions, LogPosition, LogStream};
 pub use name::{GrantName, NAME_MAX, OutputName, Owner, RunId};
-pub use path::ContainerPath;
+pub use path::{ContainerPath, VolumePath};
 pub use runtime::{
     Accepted, CancelOptions, Cancelled, CleanedUp, CleanupOptions, EngineInfo, Observation,
     ResultStream, Runtime,

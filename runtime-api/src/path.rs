@@ -1,4 +1,4 @@
-//! Absolute, normal paths inside a container.
+//! Normal paths: absolute ones inside a container, and relative ones inside a volume.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,12 +18,7 @@ impl ContainerPath {
     /// [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec) if it is not absolute and normal.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, Error> {
         let text = text.into();
-        let ok = text.len() <= 4000
-            && text.strip_prefix('/').is_some_and(|rest| {
-                rest.split('/')
-                    .all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'))
-            });
-        if ok {
+        if text.strip_prefix('/').is_some_and(is_normal) {
             Ok(Self(text))
         } else {
             Err(Error::invalid(
@@ -81,9 +76,64 @@ impl FromStr for ContainerPath {
     }
 }
 
+/// A path inside a volume, from its root: UTF-8, no `.`, `..`, empty or NUL component.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct VolumePath(Box<str>);
+
+impl VolumePath {
+    /// Parses a path.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec) if it is not relative and normal.
+    pub fn new(text: impl Into<Box<str>>) -> Result<Self, Error> {
+        let text = text.into();
+        if is_normal(&text) {
+            Ok(Self(text))
+        } else {
+            Err(Error::invalid(
+                "path",
+                format!("{text:?} is not a relative, normal path"),
+            ))
+        }
+    }
+
+    /// The path as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for VolumePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl FromStr for VolumePath {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::new(text)
+    }
+}
+
+/// Whether a path without its leading slash is one that nobody reads differently.
+fn is_normal(rest: &str) -> bool {
+    rest.len() < 4000
+        && rest
+            .split('/')
+            .all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::ContainerPath;
+    use super::{ContainerPath, VolumePath};
 
     #[test]
     fn only_absolute_normal_paths() {
@@ -94,6 +144,16 @@ mod tests {
         }
         for good in ["/a", "/a/b", "/a b/\n\"'$", "/..a"] {
             assert!(ContainerPath::new(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn only_relative_normal_paths() {
+        for bad in ["", "/", "/a", "a/", "a//b", "./a", "a/..", "..", "a\0b"] {
+            assert!(VolumePath::new(bad).is_err(), "{bad:?}");
+        }
+        for good in ["a", "a/b", "a b/\n\"'$", "..a"] {
+            assert!(VolumePath::new(good).is_ok(), "{good:?}");
         }
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::{
     Annotations, ContainerPath, EgressGrant, Error, InputStream, OutputName, ResolvedImage, Result,
-    Secret,
+    Secret, VolumePath,
 };
 
 /// The most bytes that a [`MountSource::Inline`] or [`MountSource::Secret`] may have; larger input
@@ -381,6 +381,8 @@ pub enum MountSource {
     HostPath(PathBuf),
     /// An existing named volume (or claim) of the engine.
     Volume(String),
+    /// What an existing named volume has at this path, a file or a folder, and nothing beside it.
+    VolumePart(String, VolumePath),
     /// An empty writable folder, gone with the run, with this size limit in bytes if any.
     Scratch(Option<NonZeroU64>),
 }

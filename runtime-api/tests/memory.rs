@@ -13,7 +13,7 @@ use v6_runtime::{
     Accepted, CancelOptions, Cancelled, CleanedUp, CleanupOptions, ContainerPath, EgressGrant,
     ErrorKind, GrantName, ImageRef, InputStream, Mount, MountSource, Outcome, Output, OutputName,
     Owner, Pending, PullPolicy, ResolvedImage, Resources, RunId, RunPhase, RunSpec, Runtime,
-    RuntimeExt, StartFailureCause, Tracker,
+    RuntimeExt, StartFailureCause, Tracker, VolumePath,
 };
 
 fn owner() -> Owner {
@@ -397,6 +397,10 @@ async fn volumes_and_folders() {
                 ctx.append("/out/begun", " and done")?;
                 ctx.symlink("/data/a", "/out/link")?;
                 ctx.print(ctx.read("/out/link")?);
+                assert!(ctx.write("/part/b", "c").is_err());
+                assert!(ctx.read("/part/../a").is_err());
+                ctx.print(format!(" {:?} ", ctx.read_dir("/part")?));
+                ctx.print(ctx.read("/part/b")?);
                 ctx.print(format!(" {:?}", ctx.read_dir("/out")?));
                 std::io::Result::Ok(())
             })();
@@ -410,6 +414,7 @@ async fn volumes_and_folders() {
         })
         .unwrap();
     engine.add_volume_file("data", "a", "content");
+    engine.add_volume_file("data", "sub/folder/b", "of a part");
     let runtime = engine.runtime(owner());
     let folder = OutputName::new("folder").unwrap();
     let inline = |text: &'static str| MountSource::Inline(text.into());
@@ -417,6 +422,10 @@ async fn volumes_and_folders() {
         .with_mount(Mount::new(
             MountSource::Volume("data".into()),
             path("/data"),
+        ))
+        .with_mount(Mount::new(
+            MountSource::VolumePart("data".into(), VolumePath::new("sub/folder").unwrap()),
+            path("/part"),
         ))
         .with_mount(Mount::new(inline("kept apart"), path("/out/given")))
         .with_mount(
@@ -431,7 +440,10 @@ async fn volumes_and_folders() {
     let status = runtime.wait(&id("a")).await.unwrap();
     let printed = runtime.logs_bytes(&id("a"), 1000).await.unwrap();
     assert_eq!(status.outcome(), Some(&Outcome::Exited(0)), "{printed:?}");
-    assert_eq!(printed, r#"content ["begun", "given", "link", "made"]"#);
+    assert_eq!(
+        printed,
+        r#"content ["b"] of a part ["begun", "given", "link", "made"]"#
+    );
     let archive = runtime
         .collect_bytes(&id("a"), &folder, 1 << 20)
         .await

@@ -175,6 +175,8 @@ fn capabilities(
     outcomes.out_of_memory = resources.memory;
     let mut all = Capabilities::none();
     all.mounts = MountKinds::all();
+    // Docker has them since 26.0 (API 1.45), Podman since 5.4: neither was tried.
+    all.mounts.volume_part = false;
     all.outputs = OutputKinds::all();
     all.resources = resources;
     all.logs = LogFeatures::all();

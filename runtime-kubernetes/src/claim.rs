@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use v6_runtime::{Access, Error as Public, ErrorKind, MountSource, Owner, RunId, RunSpec};
+use v6_runtime::{Access, Error as Public, ErrorKind, Owner, RunId, RunSpec};
 
 use crate::config::{KubernetesConfig, Outputs};
 use crate::error::Result;
@@ -21,7 +21,7 @@ use crate::pod::Parts;
 use crate::record;
 use crate::state::Shared;
 use crate::translate;
-use crate::volumes::{OUT, most_output};
+use crate::volumes::{OUT, claim_of, most_output};
 
 /// How long the cluster may take to let go of one that nothing has any more.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -31,9 +31,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) fn is_wanted(spec: &RunSpec, config: &KubernetesConfig) -> bool {
     // A claim's folder is made the run's by a setting of the whole pod, which would give it all files of
     // a volume that it may change, too.
-    let changes = spec.mounts.iter().any(|mount| {
-        matches!(mount.source, MountSource::Volume(_)) && mount.access == Access::ReadWrite
-    });
+    let changes = spec
+        .mounts
+        .iter()
+        .any(|mount| claim_of(&mount.source).is_some() && mount.access == Access::ReadWrite);
     let wanted = matches!(config.outputs, Outputs::Claim { .. });
     wanted && !spec.outputs.is_empty() && !changes
 }

@@ -20,7 +20,7 @@ use crate::contents::{Contents, env_key};
 use crate::error::Result;
 use crate::placement::Placement;
 use crate::record::{self, Record};
-use crate::volumes::{mount, place, program_mounts, volumes};
+use crate::volumes::{looked_for, mount, place, program_mounts, volumes};
 
 /// The names of a pod's containers.
 pub(crate) const RECEIVE: &str = "receive";
@@ -259,12 +259,16 @@ fn receive(parts: &Parts<'_>) -> Container {
             _ => {}
         }
     }
-    let mounts = vec![
+    let mut mounts = vec![
         mount("key", KEY_DIR, true),
         mount("given", GIVEN_DIR, true),
         mount("in", IN_DIR, false),
         mount("out", OUT_DIR, false),
     ];
+    for (claim, path) in looked_for(spec) {
+        options = options.with_part(claim.mount_path.as_str(), path.as_str());
+        mounts.push(claim);
+    }
     helper(config, RECEIVE, options.receive(), mounts)
 }
 

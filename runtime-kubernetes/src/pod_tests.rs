@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use v6_runtime::{
     Access, ContainerPath, Digest, EgressGrant, GrantName, ImageIdentity, ImageRef, InputStream,
     Mount, MountSource, Output, OutputName, Owner, RegistryCredentials, ResolvedImage, Resources,
-    RunId, RunSpec, Secret,
+    RunId, RunSpec, Secret, VolumePath,
 };
 
 use crate::claim;
@@ -309,6 +309,66 @@ fn without_outputs_or_where_a_volume_may_be_changed_there_is_no_claim() {
     }
     let pod = made(&with_output(), &config());
     assert_eq!(claim::of(&owner, &id, &pod), None);
+}
+
+#[test]
+fn a_claim_is_named_once_however_often_it_is_mounted() {
+    let part = |path: &str| {
+        let path = VolumePath::new(path).unwrap();
+        MountSource::VolumePart("data".into(), path)
+    };
+    let other = MountSource::Volume("other".into());
+    let spec = spec()
+        .with_mount(Mount::new(part("raw/a.csv"), at("/a")))
+        .with_mount(Mount::new(other, at("/other")))
+        .with_mount(Mount::new(part("b"), at("/b")).with_access(Access::ReadWrite));
+    let pod = made(&spec, &config()).spec.unwrap();
+    let volumes = pod.volumes.unwrap();
+    let claims: Vec<_> = volumes
+        .iter()
+        .filter_map(|volume| {
+            let claim = volume.persistent_volume_claim.as_ref()?;
+            Some((
+                volume.name.as_str(),
+                claim.claim_name.as_str(),
+                claim.read_only,
+            ))
+        })
+        .collect();
+    let whole = [
+        ("volume-0", "data", Some(false)),
+        ("volume-1", "other", Some(true)),
+    ];
+    assert_eq!(claims, whole);
+
+    let program = pod.containers.iter().find(|one| one.name == PROGRAM);
+    let mounts = program.unwrap().volume_mounts.as_ref().unwrap();
+    let mounted = |at: &str| {
+        let mount = mounts.iter().find(|mount| mount.mount_path == at).unwrap();
+        (
+            mount.name.as_str(),
+            mount.sub_path.as_deref(),
+            mount.read_only,
+        )
+    };
+    assert_eq!(mounted("/a"), ("volume-0", Some("raw/a.csv"), Some(true)));
+    assert_eq!(mounted("/other"), ("volume-1", None, Some(true)));
+    assert_eq!(mounted("/b"), ("volume-0", Some("b"), Some(false)));
+
+    // The helper looks first whether there are such.
+    let receive = &pod.init_containers.unwrap()[0];
+    let looks = receive.args.as_ref().unwrap().join(" ");
+    let wanted = "--part /v6/volumes/0/data=raw/a.csv --part /v6/volumes/2/data=b";
+    assert!(looks.contains(wanted), "{looks}");
+    let has = |at: &str| {
+        let mounts = receive.volume_mounts.as_ref().unwrap();
+        let mount = mounts.iter().find(|mount| mount.mount_path == at).unwrap();
+        (mount.name.clone(), mount.read_only)
+    };
+    assert_eq!(
+        has("/v6/volumes/2/data"),
+        ("volume-0".to_owned(), Some(true))
+    );
 }
 
 #[test]

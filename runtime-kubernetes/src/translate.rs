@@ -292,6 +292,7 @@ fn not_received(seen: &Seen<'_>, state: &ContainerStateTerminated) -> RunPhase {
     match state.exit_code {
         v6_helper::EXIT_NOT_ISOLATED => failed(Cause::NotIsolated),
         v6_helper::EXIT_LATE => RunPhase::Finished(Outcome::DeadlineExceeded),
+        v6_helper::EXIT_NO_PART => failed(Cause::MountUnusable),
         v6_helper::EXIT_NO_INPUT => RunPhase::Pending(Pending::Abandoned),
         137 | 143 if is_deleted(seen.pod) || pod_reason(seen.pod).is_some() => {
             RunPhase::Finished(never_ran(seen))

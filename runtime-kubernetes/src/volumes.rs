@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
     SecretProjection, SecretVolumeSource, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use v6_runtime::{Access, ContainerPath, MountSource, OutputKind, RunSpec};
+use v6_runtime::{Access, ContainerPath, MountSource, OutputKind, RunSpec, VolumePath};
 
 use crate::claim;
 use crate::contents::{KEY, given_key};
@@ -16,6 +16,8 @@ use crate::record;
 
 /// The volume that the outputs are on.
 pub(crate) const OUT: &str = "out";
+/// Where the helper has the claims in which it looks for something.
+const VOLUMES_DIR: &str = "/v6/volumes";
 
 /// Where the content of a mount is, in the helper's words: `given/N` by a Secret, `in/N` streamed,
 /// or `out/N/PATH` as the beginning of a folder output.
@@ -57,6 +59,50 @@ fn part(volume: &str, part: impl ToString, path: &str, read_only: bool) -> Volum
     }
 }
 
+/// Which claim a mount is of.
+pub(crate) fn claim_of(source: &MountSource) -> Option<&str> {
+    match source {
+        MountSource::Volume(claim) | MountSource::VolumePart(claim, _) => Some(claim),
+        _ => None,
+    }
+}
+
+/// What the helper looks for in a claim before the program starts: where it has the claim and which
+/// part of it. A machine would make what is not there.
+pub(crate) fn looked_for(spec: &RunSpec) -> impl Iterator<Item = (VolumeMount, &VolumePath)> {
+    let mounts = spec.mounts.iter().enumerate();
+    mounts.filter_map(|(index, given)| {
+        let MountSource::VolumePart(claim, path) = &given.source else {
+            return None;
+        };
+        let folder = format!("{VOLUMES_DIR}/{index}/{claim}");
+        Some((mount(&volume_name(spec, claim), &folder, true), path))
+    })
+}
+
+/// The claims that a run mounts, each once, and whether it only reads them. A pod that names one claim
+/// in two volumes never starts: its machine waits for the second (seen with 1.34).
+fn claims(spec: &RunSpec) -> Vec<(&str, bool)> {
+    let mut all: Vec<(&str, bool)> = Vec::new();
+    for mount in &spec.mounts {
+        let Some(claim) = claim_of(&mount.source) else {
+            continue;
+        };
+        let read_only = mount.access == Access::ReadOnly;
+        match all.iter_mut().find(|(known, _)| *known == claim) {
+            Some((_, only)) => *only &= read_only,
+            None => all.push((claim, read_only)),
+        }
+    }
+    all
+}
+
+/// The pod's name of one of them.
+fn volume_name(spec: &RunSpec, claim: &str) -> String {
+    let at = claims(spec).iter().position(|(known, _)| *known == claim);
+    format!("volume-{}", at.unwrap_or_default())
+}
+
 pub(crate) fn program_mounts(spec: &RunSpec) -> Vec<VolumeMount> {
     let mut mounts = Vec::new();
     let taken = |path: &str| {
@@ -77,8 +123,11 @@ pub(crate) fn program_mounts(spec: &RunSpec) -> Vec<VolumeMount> {
             MountSource::Scratch(_) => {
                 mounts.push(mount(&format!("scratch-{index}"), target, false));
             }
-            MountSource::Volume(_) => {
-                mounts.push(mount(&format!("volume-{index}"), target, read_only));
+            MountSource::Volume(claim) => {
+                mounts.push(mount(&volume_name(spec, claim), target, read_only));
+            }
+            MountSource::VolumePart(claim, path) => {
+                mounts.push(part(&volume_name(spec, claim), path, target, read_only));
             }
             // It is in its output already.
             _ if !read_only => {}
@@ -116,21 +165,20 @@ pub(crate) fn volumes(parts: &Parts<'_>) -> Vec<Volume> {
     let tmp = spec.resources.scratch_bytes.unwrap_or(config.scratch_bytes);
     all.push(memory("tmp", tmp.get()));
     for (index, mount) in spec.mounts.iter().enumerate() {
-        match &mount.source {
-            MountSource::Scratch(limit) => {
-                let limit = limit.unwrap_or(config.scratch_bytes);
-                all.push(memory(&format!("scratch-{index}"), limit.get()));
-            }
-            MountSource::Volume(claim) => all.push(Volume {
-                name: format!("volume-{index}"),
-                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                    claim_name: claim.clone(),
-                    read_only: Some(mount.access == Access::ReadOnly),
-                }),
-                ..Volume::default()
-            }),
-            _ => {}
+        if let MountSource::Scratch(limit) = &mount.source {
+            let limit = limit.unwrap_or(config.scratch_bytes);
+            all.push(memory(&format!("scratch-{index}"), limit.get()));
         }
+    }
+    for (claim, read_only) in claims(spec) {
+        all.push(Volume {
+            name: volume_name(spec, claim),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.to_owned(),
+                read_only: Some(read_only),
+            }),
+            ..Volume::default()
+        });
     }
     all
 }

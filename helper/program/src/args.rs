@@ -73,6 +73,7 @@ v6-helper receive [OPTION…]
     --out FOLDER, --in FOLDER     where outputs are, and where streamed input goes
     --file N, --folder N          an output to make; repeatable
     --copy FILE=out/PATH          content to put into an output; repeatable
+    --part FOLDER=PATH            what the folder of a volume must have; repeatable
     --stream BYTES=in/N|out/PATH  input that is to come; repeatable
     --control ADDRESS:PORT|none   what must become unreachable (default: the cluster's API)
     --settle SECONDS              how long it must stay so (default 1.5)

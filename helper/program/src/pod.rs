@@ -20,6 +20,8 @@ pub const EXIT_NOT_ISOLATED: i32 = 81;
 pub const EXIT_LATE: i32 = 82;
 /// Nobody brought the input.
 pub const EXIT_NO_INPUT: i32 = 83;
+/// A volume lacks what is to be mounted of it.
+pub const EXIT_NO_PART: i32 = 84;
 const EXIT_FAILED: i32 = 125;
 
 /// What `receive` and `sidecar` are asked for.
@@ -44,6 +46,8 @@ pub struct Options {
     pub folders: Vec<usize>,
     /// `receive`: content to copy, and where below `out`.
     pub copies: Vec<(String, String)>,
+    /// `receive`: folders of volumes, and what each must have.
+    pub parts: Vec<(String, String)>,
     /// `receive`: input that is to come, as place below `input` or `out` and length.
     pub streams: Vec<(String, u64)>,
     /// `sidecar`: where to listen for each grant.
@@ -96,6 +100,10 @@ pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Options, S
             "--copy" => {
                 let (from, to) = pair()?;
                 options.copies.push((from.to_owned(), to.to_owned()));
+            }
+            "--part" => {
+                let (folder, path) = pair()?;
+                options.parts.push((folder.to_owned(), path.to_owned()));
             }
             "--stream" => {
                 let (len, to) = pair()?;

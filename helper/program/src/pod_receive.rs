@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-use crate::pod::{self, EXIT_LATE, EXIT_NO_INPUT, EXIT_NOT_ISOLATED, Failure, Options};
+use crate::pod::{self, EXIT_LATE, EXIT_NO_INPUT, EXIT_NO_PART, EXIT_NOT_ISOLATED, Failure, Options};
 use crate::pod_handshake as handshake;
 use crate::pod_tunnel::{self as tunnel, Stream};
 
@@ -34,6 +34,7 @@ pub fn run(options: Options) -> i32 {
 
 async fn receive(options: Options) -> Result<(), Failure> {
     in_time(&options)?;
+    look_for_parts(&options)?;
     lay_out(&options)?;
     // The first process of a container is not ended by a signal that it does not take.
     let mut terminated = signal(SignalKind::terminate())?;
@@ -55,6 +56,19 @@ fn in_time(options: &Options) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whoever mounts the parts of volumes would make what is not there.
+fn look_for_parts(options: &Options) -> Result<(), Failure> {
+    for (folder, path) in &options.parts {
+        let folder = Path::new(folder);
+        let volume = folder.file_name().unwrap_or_default().display();
+        if let Err(error) = fs::metadata(folder.join(path)) {
+            let words = format!("{path} of the volume {volume}: {error}");
+            return Err(Failure::with_code(EXIT_NO_PART, words));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the outputs and what is to be in them.

@@ -1,7 +1,10 @@
 //! The node's data: labels, addresses, types and parameters.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
+
+use v6_runtime::VolumePath;
 
 use super::egress::Endpoint;
 use super::environment::Environment;
@@ -39,10 +42,28 @@ pub struct Database {
 pub enum Source {
     /// A file or folder of this machine; absolute. It need not exist when the node starts.
     Path(PathBuf),
-    /// A volume of the engine, by name; a folder in the container.
-    Volume(String),
+    /// A volume of the engine, or what it has at a path.
+    Volume(VolumeData),
     /// The address of a service; a secret, since it may hold a password.
     Service(Secret),
+}
+
+/// Data in a volume of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeData {
+    /// The volume's name.
+    pub name: String,
+    /// Where in it, a file or a folder; `None` is all of it, a folder.
+    pub path: Option<VolumePath>,
+}
+
+impl fmt::Display for VolumeData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{path} in the volume {}", self.name),
+            None => write!(f, "the volume {}", self.name),
+        }
+    }
 }
 
 /// What a [`Source`] turns out to be at this moment.
@@ -52,8 +73,8 @@ pub enum Located {
     File(PathBuf),
     /// A folder.
     Folder(PathBuf),
-    /// A volume of the engine.
-    Volume(String),
+    /// A volume of the engine, or what it has at a path.
+    Volume(VolumeData),
     /// A service.
     Service(Secret),
     /// The path leads to nothing, or to neither a file nor a folder.
@@ -72,7 +93,7 @@ impl Database {
             Source::Path(path) if path.is_file() => Located::File(path.clone()),
             Source::Path(path) if path.is_dir() => Located::Folder(path.clone()),
             Source::Path(path) => Located::Missing(path.clone()),
-            Source::Volume(name) => Located::Volume(name.clone()),
+            Source::Volume(data) => Located::Volume(data.clone()),
             Source::Service(uri) => Located::Service(uri.clone()),
         }
     }

@@ -24,7 +24,7 @@ use std::path::Path;
 
 use url::Url;
 
-pub use database::{Database, KNOWN_TYPES, Located, Source};
+pub use database::{Database, KNOWN_TYPES, Located, Source, VolumeData};
 pub use egress::Endpoint;
 pub use environment::Environment;
 pub use problem::{Notice, Origin, Problem, Problems, Weight};
@@ -289,5 +289,7 @@ fn missing(context: &Context, chart: Option<&v6::Chart>, variable: &str, key: &s
     );
 }
 
+#[cfg(test)]
+mod database_tests;
 #[cfg(test)]
 mod tests;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
-use v6_runtime::{NAME_MAX, Owner};
+use v6_runtime::{NAME_MAX, Owner, VolumePath};
 
-use super::database::{Database, Located, Source, absolute};
+use super::database::{Database, Located, Source, VolumeData, absolute};
 use super::egress::Endpoint;
 use super::environment::Environment;
 use super::reader::{Context, Fault, Field, Section, fault, nearest};
@@ -164,8 +164,16 @@ fn read_databases(context: &Context, section: &Section<'_>, databases: &mut [Dat
         if let Some(read_only) = entry.read("read_only", Field::boolean) {
             database.read_only = read_only;
         }
-        if let Some(volume) = entry.read("volume", |field| field.parse(volume_name)) {
-            database.source = Source::Volume(volume);
+        let path = entry.read("path", |field| field.parse(volume_path));
+        if let Some(name) = entry.read("volume", |field| field.parse(volume_name)) {
+            database.source = Source::Volume(VolumeData { name, path });
+        } else if path.is_some() {
+            let fault = Fault {
+                what: "it is a path in a volume, and there is no volume".into(),
+                remedy: "name the volume, or write a path of this machine into the database's uri"
+                    .into(),
+            };
+            entry.report(field.line, &format!("{}.path", field.path), fault);
         }
         database.group = entry.read("group", |field| field.integer(1..=u32::MAX - 1));
         database.egress = entry.list("egress", endpoint).unwrap_or_default();
@@ -212,6 +220,15 @@ fn volume_name(name: &str) -> Result<String, Fault> {
         format!("{name:?} is not the name of a volume"),
         "use letters, digits, _, . and -; a path belongs into the database's uri",
     )
+}
+
+fn volume_path(text: &str) -> Result<VolumePath, Fault> {
+    VolumePath::new(text).or_else(|_| {
+        fault(
+            format!("{text:?} is not a path in a volume"),
+            "write it from the volume's root, without a slash before or after, . or ..",
+        )
+    })
 }
 
 /// The section's proxies, each from the environment where the section has none.

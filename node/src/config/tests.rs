@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::*;
 
-const CHART: &str = include_str!("../../examples/config.yaml");
+pub(super) const CHART: &str = include_str!("../../examples/config.yaml");
 const FLAT: &str = include_str!("../../examples/config-flat.yaml");
 
 /// Every test starts from a known home, whoever runs it.
-fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
+pub(super) fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
     let fixed = [
         ("HOME", "/home/v6"),
         ("XDG_DATA_HOME", "/home/v6/data"),
@@ -18,7 +18,7 @@ fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
     fixed.into_iter().chain(variables).collect()
 }
 
-fn flat_environment() -> Environment {
+pub(super) fn flat_environment() -> Environment {
     environment([
         ("V6_NODE_NAME", "hospital-a"),
         ("V6_API_KEY", "0123"),
@@ -27,11 +27,11 @@ fn flat_environment() -> Environment {
     ])
 }
 
-fn read(text: &str, environment: &Environment) -> Result<Config, Problems> {
+pub(super) fn read(text: &str, environment: &Environment) -> Result<Config, Problems> {
     parse(Path::new("/etc/v6/node.yaml"), text, environment)
 }
 
-fn problems(text: &str, environment: &Environment) -> String {
+pub(super) fn problems(text: &str, environment: &Environment) -> String {
     read(text, environment).unwrap_err().to_string()
 }
 
@@ -479,36 +479,6 @@ fn the_environment_wins() {
         "{notices}"
     );
     insta::assert_snapshot!(notices);
-}
-
-#[test]
-fn databases_of_the_environment_are_checked() {
-    let text = "hq_url: http://hq\nport: 80\napi_path: /hq\n";
-    let with = |variables: &[(&str, &str)]| {
-        let fixed = [
-            ("V6_NODE_NAME", "a"),
-            ("V6_API_KEY", "k"),
-            ("KEYCLOAK_URL", "http://k"),
-            ("KEYCLOAK_REALM", "r"),
-        ];
-        problems(text, &fixed.iter().chain(variables).copied().collect())
-    };
-    insta::assert_snapshot!(with(&[
-        ("DATABASE_LABELS", "a,../b,A,c"),
-        ("DATABASE_A_TYPE", "a/b"),
-        ("DATABASE_C_URI", "/c"),
-    ]));
-}
-
-#[test]
-fn a_service_without_a_grant_is_warned_of() {
-    let text = CHART.replace(
-        "      egress: [\"db.example.org:5432\"]",
-        "      read_only: no",
-    );
-    let config = read(&text, &environment([])).unwrap();
-    let shown: Vec<String> = config.notices.iter().map(ToString::to_string).collect();
-    insta::assert_snapshot!(shown.join("\n"));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use v6_runtime::{
 
 use super::context::{Destination, RunContext, Target};
 use super::verdict::Verdict;
-use crate::config::{Config, Database, Endpoint, Located};
+use crate::config::{Config, Database, Endpoint, Located, VolumeData};
 use crate::gateway::{PROXY_HOST, PROXY_PORT, proxy_grant};
 use crate::hq::{Action, Identity, OpenRun, RunStatus};
 use crate::wire_env::{
@@ -293,9 +293,12 @@ fn offer(database: &Database, spec: &mut RunSpec, egress: &mut Egress) -> Result
             spec.supplementary_groups.extend(group);
             MountSource::HostPath(path)
         }
-        Located::Volume(name) => {
+        Located::Volume(VolumeData { name, path }) => {
             spec.supplementary_groups.extend(database.group);
-            MountSource::Volume(name)
+            match path {
+                Some(path) => MountSource::VolumePart(name, path),
+                None => MountSource::Volume(name),
+            }
         }
         Located::Service(uri) => {
             let mut text = uri.expose().to_owned();

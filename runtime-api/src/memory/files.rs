@@ -91,6 +91,11 @@ impl Tree {
         }
     }
 
+    /// Whether something is there.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.nodes().contains_key(path)
+    }
+
     /// The bytes of all files.
     pub(super) fn size(&self) -> u64 {
         self.nodes().values().map(Node::len).sum()
@@ -125,6 +130,8 @@ impl Tree {
 pub(super) enum Storage {
     Tree {
         tree: Tree,
+        /// What of it: a path from its root.
+        part: String,
         /// The most bytes of all files together.
         limit: Option<u64>,
     },
@@ -147,6 +154,7 @@ pub(super) struct View {
 
 struct Place<'a> {
     region: &'a Region,
+    /// From the root of the region's storage.
     below: String,
 }
 
@@ -154,6 +162,7 @@ impl View {
     pub(super) fn new(root: Tree, access: Access) -> Self {
         let storage = Storage::Tree {
             tree: root,
+            part: String::new(),
             limit: None,
         };
         let at = String::new();
@@ -210,7 +219,7 @@ impl View {
                         .open(below(root, &place.below))?
                         .write_all(bytes);
                 }
-                Storage::Tree { tree, limit } => (tree, *limit),
+                Storage::Tree { tree, limit, .. } => (tree, *limit),
             };
             let used = tree.size();
             let mut nodes = tree.nodes();
@@ -436,7 +445,13 @@ impl View {
             .iter()
             .find(|region| region.at == path || is_below(path, &region.at))
             .ok_or(ErrorKind::NotFound)?;
-        let below = path[region.at.len()..].trim_start_matches('/').to_owned();
+        let below = path[region.at.len()..].trim_start_matches('/');
+        let below = match &region.storage {
+            Storage::Tree { part, .. } if part.is_empty() => below.to_owned(),
+            Storage::Tree { part, .. } if below.is_empty() => part.clone(),
+            Storage::Tree { part, .. } => format!("{part}/{below}"),
+            Storage::Host(_) => below.to_owned(),
+        };
         Ok(Place { region, below })
     }
 

@@ -309,7 +309,8 @@ fn view(
         false => Access::ReadOnly,
     };
     let mut view = View::new(image.root(), root_access);
-    let tree = |tree: Tree, limit: Option<u64>| Storage::Tree { tree, limit };
+    let part = |tree: Tree, part: String, limit: Option<u64>| Storage::Tree { tree, part, limit };
+    let tree = |tree: Tree, limit: Option<u64>| part(tree, String::new(), limit);
     let scratch = spec.resources.scratch_bytes.map_or(SCRATCH, |n| n.get());
     view.mount(
         super::TMPDIR,
@@ -338,14 +339,14 @@ fn view(
                 usable(path)?;
                 Storage::Host(path.clone())
             }
-            (MountSource::Volume(name), _) => {
-                let volume = state.volumes.get(name).ok_or_else(|| {
-                    StartFailure::new(
-                        StartFailureCause::MountUnusable,
-                        format!("there is no volume {name}"),
-                    )
-                })?;
-                tree(volume.clone(), None)
+            (MountSource::Volume(name), _) => tree(volume(state, name)?, None),
+            (MountSource::VolumePart(name, path), _) => {
+                let volume = volume(state, name)?;
+                if !volume.has(path.as_str()) {
+                    let words = format!("the volume {name} has no {path}");
+                    return Err(StartFailure::new(StartFailureCause::MountUnusable, words));
+                }
+                part(volume, path.as_str().to_owned(), None)
             }
             (MountSource::Scratch(limit), _) => tree(Tree::folder(), limit.map(|n| n.get())),
             // Their content was read in `run`.
@@ -356,6 +357,14 @@ fn view(
         view.mount(target, storage, mount.access);
     }
     Ok((view, outputs))
+}
+
+fn volume(state: &State, name: &str) -> Result<Tree, StartFailure> {
+    let found = state.volumes.get(name).cloned();
+    found.ok_or_else(|| {
+        let words = format!("there is no volume {name}");
+        StartFailure::new(StartFailureCause::MountUnusable, words)
+    })
 }
 
 /// Given content that may be changed is the beginning of the folder output that it is below.

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use v6_runtime::{
     Access, Annotations, Capabilities, EgressGrant, ErrorKind, Gpu, GrantName, INLINE_MAX,
-    InputStream, Mount, MountSource, Output, Resources, RunSpec, Secret, Trust,
+    InputStream, Mount, MountSource, Output, Resources, RunSpec, Secret, Trust, VolumePath,
 };
 
 use crate::{bytes, output, path, spec};
@@ -54,6 +54,14 @@ fn asked() -> Vec<(Declare, &'static str, RunSpec)> {
             |c, on| c.mounts.volume = on,
             "mounts",
             mounted(MountSource::Volume("a".into())),
+        ),
+        (
+            |c, on| c.mounts.volume_part = on,
+            "mounts",
+            mounted(MountSource::VolumePart(
+                "a".into(),
+                VolumePath::new("b").unwrap(),
+            )),
         ),
         (
             |c, on| c.mounts.scratch = on,

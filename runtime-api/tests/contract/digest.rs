@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 use proptest::prelude::*;
 use v6_runtime::{
     Access, Annotations, DEFAULT_GRACE, EgressGrant, EnvValue, Gpu, GrantName, InputStream, Mount,
-    MountSource, Output, Resources, RunSpec, Secret, SpecDigest, Trust,
+    MountSource, Output, Resources, RunSpec, Secret, SpecDigest, Trust, VolumePath,
 };
 
 use crate::{bytes, image, output, path, spec};
@@ -51,7 +51,7 @@ fn relevant() -> impl Strategy<Value = Relevant> {
         proptest::option::of("/[ab]{1,2}"),
         proptest::collection::vec(
             (
-                0..6_u8,
+                0..7_u8,
                 proptest::collection::vec(0..2_u8, 0..2),
                 any::<bool>(),
             ),
@@ -138,6 +138,7 @@ fn make(from: &Relevant, noise: u8) -> RunSpec {
             )),
             3 => MountSource::HostPath(text.into()),
             4 => MountSource::Scratch(None),
+            5 => MountSource::VolumePart("v".into(), VolumePath::new(format!("p{text}")).unwrap()),
             _ => MountSource::Volume("v".into()),
         };
         let access = if *writable {

@@ -2,15 +2,16 @@
 //! in turns, so that a slow or busy machine slows both.
 //!
 //! ```text
-//! cargo run --release -p v6-bench -- [--runtime docker|singularity|slurm] [--json] [--quick] [--only TEXT]
+//! cargo run --release -p v6-bench -- [--runtime docker|singularity|slurm|kubernetes] [--json] [--quick] [--only TEXT]
 //! ```
 //!
-//! Docker is where `DOCKER_HOST` says; Apptainer and Slurm are those of the environment
+//! Docker is where `DOCKER_HOST` says; Apptainer, Slurm and Kubernetes are those of the environment
 //! (`tests/services`). The runs need an image with `cp`, `sh`, `sleep`, `true`, `yes` and `head`. Everything
 //! that is made is known by this process's number, and is removed at the end.
 
 mod apptainer;
 mod docker;
+mod kubernetes;
 mod ours;
 mod report;
 mod user;
@@ -41,6 +42,8 @@ struct Options {
     image: String,
     #[command(flatten)]
     apptainer: Apptainer,
+    #[command(flatten)]
+    kubernetes: kubernetes::Options,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -51,6 +54,8 @@ enum Kind {
     Singularity,
     /// Apptainer in jobs of Slurm.
     Slurm,
+    /// A namespace of a cluster.
+    Kubernetes,
 }
 
 /// Where Apptainer and Slurm are.
@@ -96,8 +101,8 @@ pub(crate) type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::r
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let is_docker = matches!(options.runtime, Kind::Docker);
-    match user::again_as(options.apptainer.user.as_deref().filter(|_| !is_docker)) {
+    let is_apptainer = matches!(options.runtime, Kind::Singularity | Kind::Slurm);
+    match user::again_as(options.apptainer.user.as_deref().filter(|_| is_apptainer)) {
         Ok(None) => {}
         Ok(Some(code)) => return code,
         Err(error) => return complain(&error),
@@ -125,6 +130,7 @@ async fn measure(options: Options) -> Result<()> {
         Kind::Docker => Box::pin(docker::measure(&plan)).await?,
         Kind::Singularity => Box::pin(apptainer::measure(&plan, apptainer)).await?,
         Kind::Slurm => Box::pin(apptainer::slurm::measure(&plan, apptainer)).await?,
+        Kind::Kubernetes => Box::pin(kubernetes::measure(&plan, &options.kubernetes)).await?,
     };
     if options.json {
         report::json(&rows)

@@ -385,6 +385,10 @@ pub(crate) fn path(text: &str) -> v6_runtime::ContainerPath {
     v6_runtime::ContainerPath::new(text).expect("the suite's paths are paths")
 }
 
+pub(crate) fn part(text: &str) -> v6_runtime::VolumePath {
+    v6_runtime::VolumePath::new(text).expect("the suite's paths are paths")
+}
+
 pub(crate) fn output(text: &str) -> v6_runtime::OutputName {
     v6_runtime::OutputName::new(text).expect("the suite's names are names")
 }

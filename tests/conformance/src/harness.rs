@@ -115,7 +115,8 @@ pub trait Harness: Send + Sync + 'static {
     }
 
     /// Makes a named volume with the file `data` of 1,000 bytes of the probe's pattern in it, and
-    /// returns its name.
+    /// returns its name. Where [`mounts.volume_part`](v6_runtime::MountKinds::volume_part) is
+    /// declared, it has the same once more as `folder/data`.
     ///
     /// # Errors
     /// Whatever keeps it from being made.

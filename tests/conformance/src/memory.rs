@@ -191,7 +191,9 @@ impl Harness for MemoryHarness {
 
     async fn volume(&self, owner: &Owner) -> Result<Option<String>> {
         let name = volume_of(owner);
-        self.engine.add_volume_file(&name, "data", pattern(1000));
+        for path in ["data", "folder/data"] {
+            self.engine.add_volume_file(&name, path, pattern(1000));
+        }
         Ok(Some(name))
     }
 

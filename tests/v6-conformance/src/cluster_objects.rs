@@ -183,12 +183,14 @@ impl Volumes {
         let folder = self.folder.join(&name);
         let readable =
             |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
-        let file = folder.join("data");
-        fs::create_dir_all(&folder)
-            .and_then(|()| readable(&folder, 0o755))
-            .and_then(|()| fs::write(&file, pattern(1000)))
-            .and_then(|()| readable(&file, 0o644))
-            .map_err(failed("making a volume's folder"))?;
+        for folder in [folder.clone(), folder.join("folder")] {
+            let file = folder.join("data");
+            fs::create_dir_all(&folder)
+                .and_then(|()| readable(&folder, 0o755))
+                .and_then(|()| fs::write(&file, pattern(1000)))
+                .and_then(|()| readable(&file, 0o644))
+                .map_err(failed("making a volume's folder"))?;
+        }
         let metadata = ObjectMeta {
             name: Some(name.clone()),
             labels: Some(BTreeMap::from([(MARK.to_owned(), owner.to_string())])),

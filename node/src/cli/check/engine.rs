@@ -9,7 +9,7 @@ use v6_runtime::{ErrorKind, Floor, ImageRef, PullPolicy, Runtime};
 
 use super::{Finding, Probe};
 use crate::cli::render;
-use crate::config::{Config, RuntimeKind};
+use crate::config::{Config, RuntimeKind, Source, VolumeData};
 
 /// Probes of a runtime that was connected to.
 #[must_use]
@@ -18,6 +18,10 @@ pub fn probes(config: &Arc<Config>, runtime: &Arc<dyn Runtime>) -> Vec<Box<dyn P
         Box::new(Engine(runtime.clone())),
         Box::new(Floors(runtime.clone())),
         Box::new(Limits {
+            runtime: runtime.clone(),
+            config: config.clone(),
+        }),
+        Box::new(Volumes {
             runtime: runtime.clone(),
             config: config.clone(),
         }),
@@ -212,6 +216,42 @@ impl Probe for Limits {
             message,
             "that is what runtime.run says; keep other work off this machine",
         )
+    }
+}
+
+/// Whether data in volumes can be mounted. Whether it is there, only a run shows.
+struct Volumes {
+    runtime: Arc<dyn Runtime>,
+    config: Arc<Config>,
+}
+
+#[async_trait]
+impl Probe for Volumes {
+    fn name(&self) -> Cow<'_, str> {
+        "volumes".into()
+    }
+
+    async fn run(&self) -> Finding {
+        let can = self.runtime.capabilities().mounts;
+        let databases = self.config.databases.iter();
+        let refused: Vec<&str> = databases
+            .filter(|database| match &database.source {
+                Source::Volume(VolumeData { path: None, .. }) => !can.volume,
+                Source::Volume(VolumeData { path: Some(_), .. }) => !can.volume_part,
+                _ => false,
+            })
+            .map(|database| database.label.as_str())
+            .collect();
+        if refused.is_empty() {
+            return Finding::ok("the engine can mount the data as it is configured");
+        }
+        let message = format!("the engine cannot mount the data of {}", refused.join(", "));
+        let remedy = if can.volume {
+            "leave out runtime.databases.LABEL.path: the engine mounts a volume whole, or not at all"
+        } else {
+            "leave out runtime.databases.LABEL.volume: the engine has none"
+        };
+        Finding::fail(message, remedy)
     }
 }
 

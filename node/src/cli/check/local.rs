@@ -69,7 +69,7 @@ fn look_at(database: &Database, reader: &Reader) -> Finding {
     let (path, what) = match database.locate() {
         Located::File(path) => (path, "file"),
         Located::Folder(path) => (path, "folder"),
-        Located::Volume(name) => return Finding::ok(format!("volume {name} of the engine")),
+        Located::Volume(data) => return Finding::ok(format!("{data} of the engine")),
         Located::Service(_) if database.egress.is_empty() => {
             return Finding::fail(
                 "it is a service, and no run can reach it",

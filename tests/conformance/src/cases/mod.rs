@@ -73,6 +73,7 @@ mod tests {
         ("mounts.stream", |c| c.mounts.stream = false),
         ("mounts.host_path", |c| c.mounts.host_path = false),
         ("mounts.volume", |c| c.mounts.volume = false),
+        ("mounts.volume_part", |c| c.mounts.volume_part = false),
         ("mounts.scratch", |c| c.mounts.scratch = false),
         ("mounts.scratch_limit", |c| c.mounts.scratch_limit = false),
         ("outputs.file", |c| c.outputs.file = false),

@@ -22,6 +22,10 @@ pub(crate) fn volumes(c: &Capabilities) -> Needs {
     need(c.mounts.volume, "mounts.volume")
 }
 
+pub(super) fn volume_parts(c: &Capabilities) -> Result<(), &'static str> {
+    need(c.mounts.volume_part, "mounts.volume_part")
+}
+
 pub(crate) fn files(c: &Capabilities) -> Needs {
     need(c.outputs.file, "outputs.file")
 }

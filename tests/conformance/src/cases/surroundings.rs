@@ -12,8 +12,8 @@ use v6_runtime::{
 };
 
 use super::isolation::has_option;
-use super::needs::volumes;
-use crate::bench::{Bench, path, run_id};
+use super::needs::{volume_parts, volumes};
+use crate::bench::{Bench, part, path, run_id};
 use crate::case::{self, Failure, Stop, equal, holds};
 use crate::probe::pattern;
 
@@ -54,6 +54,10 @@ case::cases! {
     volumes_are_mounted ["FLOOR-6"]: "a named volume is read byte for byte, and cannot be changed where it is mounted read-only";
     #[needs(volumes)]
     a_missing_volume_is_an_outcome ["RUN-7"]: "a volume that the engine does not have is the outcome MountUnusable, and is not made";
+    #[needs(volume_parts)]
+    a_part_of_a_volume_is_mounted ["FLOOR-6"]: "what a named volume has at a path, a file or a folder, is read byte for byte, cannot be changed where it is mounted read-only, and nothing beside it is there";
+    #[needs(volume_parts)]
+    a_missing_part_is_an_outcome ["RUN-7"]: "what a volume does not have is the outcome MountUnusable, and is not made";
     #[needs(cpu)]
     a_processor_limit_binds ["FLOOR-7"]: "a program that never waits gets no more of a processor than its limit";
     #[needs(|c: &Capabilities| c.usage.then_some(()).ok_or("usage"))]
@@ -143,16 +147,59 @@ async fn is_unusable(bench: &Bench, spec: RunSpec) -> case::Outcome {
 
 async fn a_missing_volume_is_an_outcome(bench: Bench) -> case::Outcome {
     let nowhere = format!("{}-no-such-volume", bench.runtime.owner());
-    // Twice: the first must not have made it.
+    stays_unusable(&bench, &MountSource::Volume(nowhere)).await
+}
+
+/// Twice: the first must not have made it.
+async fn stays_unusable(bench: &Bench, source: &MountSource) -> case::Outcome {
     for round in 0..2 {
-        let source = MountSource::Volume(nowhere.clone());
         let spec = bench.spec("exit 0").await?;
-        let outcome = is_unusable(&bench, spec.with_mount(Mount::new(source, path("/data")))).await;
-        if let Err(Stop::Failed(failure)) = outcome {
-            return Err(format!("attempt {round}: {failure}").into());
+        let spec = spec.with_mount(Mount::new(source.clone(), path("/data")));
+        match is_unusable(bench, spec).await {
+            Err(Stop::Failed(failure)) => {
+                return Err(format!("attempt {round}: {failure}").into());
+            }
+            other => other?,
         }
         bench.clean(&run_id("unusable")).await?;
     }
+    Ok(())
+}
+
+async fn a_missing_part_is_an_outcome(bench: Bench) -> case::Outcome {
+    let name = bench.volume().await?;
+    // Below something that is there, and below something that is not.
+    let mut outcome = Ok(());
+    for nowhere in ["folder/nowhere", "no/where"] {
+        let source = MountSource::VolumePart(name.clone(), part(nowhere));
+        outcome = outcome.and(stays_unusable(&bench, &source).await);
+    }
+    bench.tidy().await?;
+    outcome
+}
+
+async fn a_part_of_a_volume_is_mounted(bench: Bench) -> case::Outcome {
+    let name = bench.volume().await?;
+    let outcome = reads_parts(&bench, &name).await;
+    bench.tidy().await?;
+    outcome
+}
+
+async fn reads_parts(bench: &Bench, name: &str) -> case::Outcome {
+    let words = "verify /file 1000 then verify /part/data 1000 \
+                 then try write /file 3 then try write /part/data 3 then try write /part/made 3 \
+                 then try verify /part/folder/data 1000 then try verify /part/../data 1000 \
+                 then verify /file 1000";
+    let mounted = |at, of| {
+        let source = MountSource::VolumePart(name.to_owned(), part(of));
+        Mount::new(source, path(at))
+    };
+    let spec = bench.spec(words).await?;
+    let spec = spec.with_mount(mounted("/file", "folder/data"));
+    let spec = spec.with_mount(mounted("/part", "folder"));
+    let log = bench.done(&run_id("part"), &spec).await?;
+    let allowed = log.contains("\"ok\":true");
+    holds(&format!("something was allowed: {log}"), !allowed)?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use v6_runtime::{
 };
 
 use super::refusals::refused;
-use crate::bench::{Bench, output, path, run_id};
+use crate::bench::{Bench, output, part, path, run_id};
 use crate::case::{self, Failure, Stop, fails, holds};
 
 /// A case for each capability: what it is called, the field that the refusal has to name, whether
@@ -61,6 +61,8 @@ undeclared! {
         |spec| mounted(spec, MountSource::HostPath("/tmp".into()));
     undeclared_mounts_volume_is_unsupported: "mounts.volume", "mounts", |c| c.mounts.volume,
         |spec| mounted(spec, MountSource::Volume("none".into()));
+    undeclared_mounts_volume_part_is_unsupported: "mounts.volume_part", "mounts", |c| c.mounts.volume_part,
+        |spec| mounted(spec, MountSource::VolumePart("none".into(), part("none")));
     undeclared_mounts_scratch_is_unsupported: "mounts.scratch", "mounts", |c| c.mounts.scratch,
         |spec| mounted(spec, MountSource::Scratch(None));
     undeclared_mounts_scratch_limit_is_unsupported: "mounts.scratch_limit", "mounts", |c| c.mounts.scratch_limit,

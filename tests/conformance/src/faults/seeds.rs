@@ -182,7 +182,11 @@ seeds! {
         /// A path that the machine does not have becomes an empty folder, as `docker run -v` has it.
         MissingHostPathsAreMade [a_missing_host_path_is_an_outcome]
         /// Volumes are mounted for writing always.
-        VolumesAreWritable [volumes_are_mounted]
+        VolumesAreWritable [volumes_are_mounted a_part_of_a_volume_is_mounted]
+        /// With a part of a volume comes all of it.
+        PartsAreWhole [a_part_of_a_volume_is_mounted a_missing_part_is_an_outcome]
+        /// A part that a volume does not have is made.
+        MissingPartsAreMade [a_missing_part_is_an_outcome]
         /// A volume that the engine does not have is made, as `docker run -v` has it.
         MissingVolumesAreMade [a_missing_volume_is_an_outcome]
         /// What one run has written another can read.
@@ -271,7 +275,7 @@ seeds! {
         /// Whatever keeps a program from starting is told as one.
         StartFailuresAreNotToldApart [
             a_missing_command_is_told_from_127 a_missing_image_is_an_outcome a_missing_host_path_is_an_outcome
-            a_failed_pull_is_an_outcome a_missing_volume_is_an_outcome
+            a_failed_pull_is_an_outcome a_missing_volume_is_an_outcome a_missing_part_is_an_outcome
         ]
         /// No status has the time of its start and end.
         TimesAreNotTold [a_restart_reads_finished_runs an_end_has_its_times]
@@ -438,9 +442,9 @@ seeds! {
         /// `cleanup` waits for an image that is being fetched.
         CleanupWaitsForThePull [a_pulling_run_can_be_cleaned_up a_slow_pull_delays_no_other_run]
         /// An id cannot be used again.
-        IdsAreUsedOnce [an_id_can_be_used_again a_missing_volume_is_an_outcome two_runs_may_end_in_one_tick]
+        IdsAreUsedOnce [an_id_can_be_used_again a_missing_volume_is_an_outcome a_missing_part_is_an_outcome two_runs_may_end_in_one_tick]
         /// A run under an id that was used before shows the earlier one's end.
-        OldEndsComeBack [an_id_can_be_used_again a_missing_volume_is_an_outcome two_runs_may_end_in_one_tick]
+        OldEndsComeBack [an_id_can_be_used_again a_missing_volume_is_an_outcome a_missing_part_is_an_outcome two_runs_may_end_in_one_tick]
         /// `cleanup` removes a run of another owner.
         CleanupOfAnyOwner [owners_do_not_meet]
         /// `cleanup` removes every run whose id begins so.

@@ -34,6 +34,7 @@ pub(super) const REFUSALS: &[&str] = &[
     "undeclared_mounts_scratch_limit_is_unsupported",
     "undeclared_mounts_stream_is_unsupported",
     "undeclared_mounts_volume_is_unsupported",
+    "undeclared_mounts_volume_part_is_unsupported",
     "undeclared_outputs_file_is_unsupported",
     "undeclared_outputs_folder_is_unsupported",
     "undeclared_resources_cpu_is_unsupported",

@@ -169,8 +169,11 @@ fn mounts(seed: Seed, spec: &mut RunSpec) {
             (Seed::HostPathsAreWritable, MountSource::HostPath(_)) => {
                 mount.access = Access::ReadWrite;
             }
-            (Seed::VolumesAreWritable, MountSource::Volume(_)) => {
+            (Seed::VolumesAreWritable, MountSource::Volume(_) | MountSource::VolumePart(..)) => {
                 mount.access = Access::ReadWrite;
+            }
+            (Seed::PartsAreWhole, MountSource::VolumePart(name, _)) => {
+                mount.source = MountSource::Volume(name.clone());
             }
             (Seed::HostPathsAreReadOnly, MountSource::HostPath(_)) => {
                 mount.access = Access::ReadOnly;

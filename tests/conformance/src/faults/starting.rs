@@ -242,6 +242,15 @@ async fn carried_out(it: &Seeded, id: &RunId, spec: &RunSpec) -> Result<Accepted
             }
             run(spec.clone()).await
         }
+        Some(Seed::MissingPartsAreMade) => {
+            for mount in &spec.mounts {
+                if let MountSource::VolumePart(name, path) = &mount.source {
+                    let made = format!("{path}/made");
+                    it.world.engine.add_volume_file(name, &made, "");
+                }
+            }
+            run(spec.clone()).await
+        }
         _ => run(spec.clone()).await,
     }
 }
