@@ -14,7 +14,9 @@ use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-use crate::pod::{self, EXIT_LATE, EXIT_NO_INPUT, EXIT_NO_PART, EXIT_NOT_ISOLATED, Failure, Options};
+use crate::pod::{
+    self, EXIT_LATE, EXIT_NO_INPUT, EXIT_NO_PART, EXIT_NOT_ISOLATED, Failure, Options,
+};
 use crate::pod_handshake as handshake;
 use crate::pod_tunnel::{self as tunnel, Stream};
 
