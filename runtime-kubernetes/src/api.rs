@@ -8,9 +8,12 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Request;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Error, Result, found};
+use crate::forward::Forward;
 
 /// What is booked of a processor for a container that has ended.
 pub(crate) const LEAST_CPU: &str = "1m";
@@ -87,6 +90,21 @@ impl Cluster {
     pub(crate) async fn pod(&self, name: &str) -> Result<Option<Pod>> {
         let look = || self.pods.get(name);
         found(self.read("looking at a pod", look).await)
+    }
+
+    /// Opens a way to a port of a pod, which listens on its loopback address.
+    pub(crate) async fn forward(
+        &self,
+        pod: &str,
+        port: u16,
+    ) -> Result<Forward<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>> {
+        let request = Request::new(self.pods.resource_url()).portforward(pod, &[port]);
+        let opening = async {
+            let request = request.map_err(kube::Error::BuildRequest)?;
+            self.client.connect(request).await
+        };
+        let opened = self.call("opening a way into the pod", opening).await?;
+        Ok(Forward::new(opened.into_stream()))
     }
 
     pub(crate) async fn create_pod(&self, pod: &Pod) -> Result<Pod> {

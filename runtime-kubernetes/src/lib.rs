@@ -62,6 +62,7 @@ mod contents;
 mod egress;
 mod error;
 mod examine;
+mod forward;
 mod image;
 mod isolate;
 mod lease;

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use hmac_sha256::HMAC;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::Portforwarder;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use tokio_util::task::AbortOnDropHandle;
@@ -18,6 +17,7 @@ use v6_runtime::RunId;
 
 use crate::api::Cluster;
 use crate::error::{Error, Result};
+use crate::forward::PIECE;
 
 /// The version of the tunnel, as the helper speaks it.
 const VERSION: &str = "v6-tunnel/1";
@@ -31,6 +31,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// What all streams of a tunnel may have in memory. Each may have 256 KiB.
 const WINDOW: usize = 128 << 20;
 const STREAMS: usize = 496;
+/// What a frame of the tunnel begins with, in bytes: with its content it is one message.
+const FRAME_HEADER: usize = 12;
 
 /// A stream of the tunnel.
 pub(crate) type Stream = Compat<yamux::Stream>;
@@ -70,43 +72,18 @@ impl Tunnel {
         mode: Mode,
         incoming: Incoming,
     ) -> Result<Self> {
-        let port = v6_helper::TUNNEL_PORT;
-        let ports = [port];
-        let forwarding = cluster.pods.portforward(pod, &ports);
-        let mut forwarder = cluster
-            .call("opening a way into the pod", forwarding)
-            .await?;
-        let failed = |source| Error::Tunnel {
+        let forwarded = cluster.forward(pod, v6_helper::TUNNEL_PORT).await?;
+        // A frame is written in two parts.
+        let forwarded = BufWriter::with_capacity(PIECE, forwarded);
+        let opened = Self::over(forwarded, key, mode, incoming).await;
+        opened.map_err(|source| Error::Tunnel {
             step: "speaking to the helper",
             source,
-        };
-        let stream = forwarder.take_stream(port);
-        let refused = forwarder.take_error(port);
-        let guard = Forwarding(forwarder);
-        let stream = stream.ok_or_else(|| failed(io::ErrorKind::NotConnected.into()))?;
-        let refusal = async {
-            match refused {
-                Some(refused) => refused.await,
-                None => None,
-            }
-        };
-        tokio::select! {
-            opened = Self::over(stream, key, mode, incoming, guard) => opened.map_err(failed),
-            words = refusal => {
-                let words = words.unwrap_or_else(|| "nobody answers in the pod".into());
-                Err(failed(io::Error::other(words)))
-            }
-        }
+        })
     }
 
-    /// Makes a tunnel of any connection, which lasts as long as `guard`.
-    async fn over<S>(
-        mut stream: S,
-        key: &[u8],
-        mode: Mode,
-        incoming: Incoming,
-        guard: impl Send + 'static,
-    ) -> io::Result<Self>
+    /// Makes a tunnel of any connection.
+    async fn over<S>(mut stream: S, key: &[u8], mode: Mode, incoming: Incoming) -> io::Result<Self>
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
@@ -116,12 +93,10 @@ impl Tunnel {
         let mut config = yamux::Config::default();
         config.set_max_num_streams(STREAMS);
         config.set_max_connection_receive_window(Some(WINDOW));
+        config.set_split_send_size(PIECE - FRAME_HEADER);
         let connection = yamux::Connection::new(stream.compat(), config, yamux::Mode::Client);
         let (asks, asked) = mpsc::channel(8);
-        let work = tokio::spawn(async move {
-            carry(connection, asked, &incoming).await;
-            drop(guard);
-        });
+        let work = tokio::spawn(async move { carry(connection, asked, &incoming).await });
         Ok(Self {
             asks,
             _work: Arc::new(AbortOnDropHandle::new(work)),
@@ -167,15 +142,6 @@ impl Tunnel {
                 return;
             }
         }
-    }
-}
-
-/// Ends the forwarding, and its task, when it is dropped.
-struct Forwarding(Portforwarder);
-
-impl Drop for Forwarding {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -73,7 +73,7 @@ impl Helper {
     }
 
     async fn tunnel(&self, mode: Mode, incoming: Incoming) -> io::Result<Tunnel> {
-        Tunnel::over(self.connect().await, KEY.as_bytes(), mode, incoming, ()).await
+        Tunnel::over(self.connect().await, KEY.as_bytes(), mode, incoming).await
     }
 }
 
@@ -86,7 +86,7 @@ async fn only_who_has_the_key_is_served() {
     let helper = Helper::start("sidecar", &[]).await;
     let wrong = "x".repeat(32);
     let stream = helper.connect().await;
-    let refused = Tunnel::over(stream, wrong.as_bytes(), Mode::Sidecar, nothing(), ()).await;
+    let refused = Tunnel::over(stream, wrong.as_bytes(), Mode::Sidecar, nothing()).await;
     assert_eq!(
         refused.err().unwrap().kind(),
         io::ErrorKind::PermissionDenied
@@ -111,7 +111,7 @@ async fn an_impostor_is_not_believed() {
         stream.write_all(answer.as_bytes()).await.unwrap();
         stream
     };
-    let opening = Tunnel::over(stream, KEY.as_bytes(), Mode::Sidecar, nothing(), ());
+    let opening = Tunnel::over(stream, KEY.as_bytes(), Mode::Sidecar, nothing());
     let (_kept, opened) = tokio::join!(impostor, opening);
     assert_eq!(
         opened.err().unwrap().kind(),

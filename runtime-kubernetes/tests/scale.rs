@@ -8,10 +8,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use common::way::Way;
-use common::{Bench, id, in_time};
+use common::{Bench, file, id, in_time, output};
+use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use v6_fault_proxy::Requests;
-use v6_runtime::{RunStatus, Runtime, WatchEvent};
+use v6_runtime::{
+    CancelOptions, Outcome, RunPhase, RunStatus, Runtime, RuntimeExt, Tracker, WatchEvent,
+};
 use v6_runtime_kubernetes::{KubernetesRuntime, Placement};
 
 const LIMIT: u64 = 600;
@@ -118,4 +121,73 @@ async fn many_runs_are_found_again_by_a_listing_in_pages() {
     println!("removed in {:?}, {each:.1} requests each", began.elapsed());
     let left: Vec<RunStatus> = cluster.list().try_collect().await.unwrap();
     assert_eq!(left.len(), 0);
+}
+
+/// Every pod that one machine takes by default, but for ten.
+#[tokio::test]
+async fn a_hundred_run_at_once() {
+    if std::env::var_os("V6_TESTS_LONG").is_none() {
+        println!("SKIP it takes minutes: only with V6_TESTS_LONG");
+        return;
+    }
+    let Some(bench) = Bench::for_faults().await else {
+        return;
+    };
+    let way = Way::new(&std::env::var("V6_KUBERNETES_API").unwrap());
+    let cluster = way.connect(&bench).await;
+    let tracker = Tracker::new(cluster.clone());
+    let spec = bench
+        .probe(&cluster, "text /data/out made then sleep 600000")
+        .await
+        .with_output(output("result"), file("/data/out", 1000));
+    let names: Vec<_> = (0..100)
+        .map(|number| id(&format!("at-once-{number}")))
+        .collect();
+    let each = |requests: usize| requests as f64 / names.len() as f64;
+    let (cluster, tracker, spec) = (&*cluster, &tracker, &spec);
+
+    let (before, memory_before, began) = (requests(&way), memory(), Instant::now());
+    let run = |name| async move {
+        cluster.run(name, spec).await.unwrap();
+        let running = |status: &RunStatus| status.phase == RunPhase::Running;
+        tracker.wait_until(name, running).await.unwrap();
+    };
+    in_time(LIMIT, join_all(names.iter().map(run))).await;
+    println!(
+        "100 pods run after {:?}, {:.1} requests each, {} MiB more memory",
+        began.elapsed(),
+        each(requests(&way) - before),
+        memory().saturating_sub(memory_before)
+    );
+
+    let (before, window) = (requests(&way), Duration::from_secs(10));
+    tokio::time::sleep(window).await;
+    let idle = requests(&way) - before;
+    println!("all running: {idle} requests in {window:?}");
+
+    let (before, began) = (requests(&way), Instant::now());
+    let end = |name| async move {
+        let now = CancelOptions::default().with_grace(Duration::ZERO);
+        cluster.cancel(name, now).await.unwrap();
+        let ended = tracker.wait(name).await.unwrap();
+        assert_eq!(ended.outcome(), Some(&Outcome::Cancelled), "{name}");
+        let made = cluster.collect_bytes(name, &output("result"), 1000).await;
+        assert_eq!(made.unwrap(), "made", "{name}");
+    };
+    in_time(LIMIT, join_all(names.iter().map(end))).await;
+    println!(
+        "cancelled and collected after {:?}, {:.1} requests each",
+        began.elapsed(),
+        each(requests(&way) - before)
+    );
+
+    let (before, began) = (requests(&way), Instant::now());
+    let all = stream::iter(&names).map(|name| common::remove(cluster, name));
+    in_time(LIMIT, all.buffer_unordered(ROW).collect::<Vec<_>>()).await;
+    println!(
+        "removed after {:?}, {:.1} requests each; {} MiB more memory",
+        began.elapsed(),
+        each(requests(&way) - before),
+        memory().saturating_sub(memory_before)
+    );
 }
