@@ -91,8 +91,12 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
         .with_placement_by_annotation(by_step.collect::<Result<_>>()?)
         .with_placement_by_image(by_image.collect::<Result<_>>()?)
         .with_cpu_request_milli(own.booked_cpu_milli)
-        .with_credentials(credentials(config));
-    cluster = cluster.with_gpu_resource(own.gpu.clone());
+        .with_credentials(credentials(config))
+        .with_gpu_resource(own.gpu.clone())
+        .with_user_namespaces(own.user_namespaces);
+    if let Some(most) = own.requests_per_second {
+        cluster = cluster.with_requests_per_second(most);
+    }
     if let Some(every) = own.canary {
         cluster = cluster.with_canary_every(every);
     }

@@ -56,6 +56,11 @@ pub struct KubernetesConfig {
     /// Under which name the cluster's machines give accelerators, such as `nvidia.com/gpu`; `None` is
     /// that there are none.
     pub gpu_resource: Option<String>,
+    /// Whether each pod has users of its own, none of them the machine's (`hostUsers: false`): a cluster of 1.33, whose machines have a
+    /// container runtime for it, such as containerd 2. `false` is as the cluster has it.
+    pub user_namespaces: bool,
+    /// The most requests to the API server in each second; 100. What is more waits.
+    pub requests_per_second: NonZeroU32,
     /// How a run is held back until its network is denied.
     pub gate: Gate,
     /// How often it is looked whether the network denies what it is told to, from two small pods: before the first run of a process, and then
@@ -142,6 +147,8 @@ impl KubernetesConfig {
             placement_by_annotation: BTreeMap::new(),
             placement_by_image: BTreeMap::new(),
             gpu_resource: None,
+            user_namespaces: false,
+            requests_per_second: NonZeroU32::new(100).unwrap_or(NonZeroU32::MIN),
             gate: Gate::default(),
             canary_every: Some(Duration::from_secs(24 * 3600)),
             outputs: Outputs::default(),
@@ -207,6 +214,8 @@ setters! { KubernetesConfig:
     with_placement_by_annotation placement_by_annotation: BTreeMap<(String, String), Placement>,
     with_placement_by_image placement_by_image: BTreeMap<ImageRef, Placement>,
     with_gpu_resource gpu_resource: Option<String>,
+    with_user_namespaces user_namespaces: bool,
+    with_requests_per_second requests_per_second: NonZeroU32,
     with_gate gate: Gate,
     with_canary_every canary_every: Option<Duration>,
     with_outputs outputs: Outputs,

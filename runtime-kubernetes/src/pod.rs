@@ -119,6 +119,7 @@ fn pod_spec(parts: &Parts<'_>, placement: Placement) -> PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         hostname: Some("run".into()),
+        host_users: config.user_namespaces.then_some(false),
         dns_policy,
         dns_config,
         host_aliases: Some(hosts.collect()),

@@ -312,6 +312,13 @@ fn without_outputs_or_where_a_volume_may_be_changed_there_is_no_claim() {
 }
 
 #[test]
+fn users_are_the_pods_own_where_that_is_asked_for() {
+    let users = |config| made(&spec(), &config).spec.unwrap().host_users;
+    assert_eq!(users(config()), None);
+    assert_eq!(users(config().with_user_namespaces(true)), Some(false));
+}
+
+#[test]
 fn a_claim_is_named_once_however_often_it_is_mounted() {
     let part = |path: &str| {
         let path = VolumePath::new(path).unwrap();

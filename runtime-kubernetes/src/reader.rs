@@ -173,6 +173,7 @@ fn spec(
     let (dns_policy, dns_config) = dns();
     PodSpec {
         restart_policy: Some("Never".into()),
+        host_users: config.user_namespaces.then_some(false),
         termination_grace_period_seconds: Some(1),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),

@@ -56,6 +56,12 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
             .read("booked_cpus", Field::cpus)
             .and_then(NonZeroU32::new),
         gpu: word("gpu"),
+        user_namespaces: section
+            .read("user_namespaces", Field::boolean)
+            .unwrap_or_default(),
+        requests_per_second: section
+            .read("requests_per_second", |field| field.integer(1..=10_000))
+            .and_then(NonZeroU32::new),
         gate: gate != Some("off"),
         canary: section.read("canary", |field| or_none(field, Field::duration)),
         claims,

@@ -232,6 +232,8 @@ runtime:
     booked_cpus: 100m
     node_selector: {zone: a}
     gpu: nvidia.com/gpu
+    user_namespaces: true
+    requests_per_second: 20
     canary: 6h
     labels: {kueue.x-k8s.io/queue-name: research}
     annotations: {sidecar.istio.io/inject: "false"}
@@ -273,7 +275,8 @@ runtime:
     assert_eq!(own.node_selector["memory"], "much");
     assert_eq!(cluster.image_pull_secrets, ["login"]);
     assert_eq!(cluster.start_timeout, Some(Duration::from_secs(1800)));
-    assert!(cluster.gate);
+    assert!(cluster.gate && cluster.user_namespaces);
+    assert_eq!(cluster.requests_per_second, NonZero::new(20));
     assert_eq!(cluster.gpu.as_deref(), Some("nvidia.com/gpu"));
     assert_eq!(cluster.canary, Some(Some(Duration::from_secs(6 * 3600))));
     let never = text.replace("canary: 6h", "canary: none");

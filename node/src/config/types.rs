@@ -339,6 +339,10 @@ pub struct Kubernetes {
     pub booked_cpu_milli: Option<NonZeroU32>,
     /// Under which name the machines give accelerators.
     pub gpu: Option<String>,
+    /// Whether each pod has users of its own.
+    pub user_namespaces: bool,
+    /// The most requests to the API server in each second.
+    pub requests_per_second: Option<NonZeroU32>,
     /// Whether runs are held back until their network is seen to be denied.
     pub gate: bool,
     /// How often it is looked whether the network denies at all; never if `Some(None)`.
