@@ -30,6 +30,7 @@ USER = 65532
 CONFIG = "/etc/v6-node/node.yaml"
 PROGRAM = "/usr/local/bin/v6-node"
 HEALTH = "/run/v6-node/health.sock"
+KEY_SECRET = "organization-key"
 FINALIZER_GONE = {"metadata": {"finalizers": None}}
 
 
@@ -102,6 +103,22 @@ def kubectl(*words: Any, given: Any = None) -> str:
     return done.stdout
 
 
+@contextlib.contextmanager
+def claims_made() -> Iterator[list[str]]:
+    """The owners of the runs whose outputs got a claim meanwhile, once for each change of one."""
+    program = bed().services.work / "kubernetes" / "bin" / "kubectl"
+    owners: list[str] = []
+    watch = subprocess.Popen(
+        [program, "get", "pvc", "--all-namespaces", "-l", "v6-runtime.owner", "--watch",
+         "-o", r'jsonpath={.metadata.labels.v6-runtime\.owner}{"\n"}'],
+        text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        yield owners
+    finally:
+        watch.terminate()
+        owners += watch.communicate()[0].split()
+
+
 def push(archive: Path, name: str) -> None:
     bed().services.run("kubernetes", "push", str(archive), name)
 
@@ -168,7 +185,8 @@ class Deployed(Node):
         given = self.environment
         database = Path(given["DATABASE_DEFAULT_URI"])
         hq = {"url": flat.pop("hq_url"), "port": flat.pop("port"), "path": flat.pop("api_path")}
-        return {
+        key = {"privateKey": {"secret": KEY_SECRET}} if flat["encryption"]["enabled"] else {}
+        return key | {
             "image": image_of_node(),
             "node": flat | {
                 "name": given["V6_NODE_NAME"], "apiKey": given["V6_API_KEY"], "hq": hq,
@@ -216,6 +234,9 @@ class Deployed(Node):
         values = self.folder / "values.json"
         values.touch(mode=0o600)
         values.write_text(json.dumps(self.values()))
+        if config["encryption"]["enabled"]:
+            kubectl("create", "secret", "generic", KEY_SECRET, "--namespace", self.namespace,
+                    f"--from-file=private_key.pem={config['encryption']['private_key']}")
         self.helm("install", CHART, "--values", values)
         until(self.running, 120, "the pod of the node runs")
 

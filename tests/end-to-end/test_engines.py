@@ -5,20 +5,21 @@ The first node is where the central part runs, which needs a connection to HQ.
 
 from __future__ import annotations
 
+import json
 import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import other_engines as engines
 from bed import PYTHON, RUST, Collaboration, until
-from deployed import HEALTH
+from deployed import HEALTH, claims_made, kubectl
 
 import expected
 import pandas as pd
 
 
-class Nodes:
-    """What holds for every collaboration, whatever runs the algorithms of its nodes."""
+class Answers:
+    """What a federated average comes to."""
 
     collaboration: Collaboration
 
@@ -29,6 +30,10 @@ class Nodes:
         runs = self.collaboration.user.runs(answer["task"])
         self.assertEqual({run.status for run in runs}, {"completed"})
         self.collaboration.answers[image] = answer["columns"]
+
+
+class Nodes(Answers):
+    """What holds for every collaboration, whatever runs the algorithms of its nodes."""
 
     def test_check_of_each_node(self):
         for node in self.collaboration.nodes:
@@ -162,3 +167,27 @@ class InCluster(Nodes, unittest.TestCase):
             self.assertNotEqual(node.running(), upgraded)
             self.assertIn("DEBUG", node.log_of_pod())
             self.assertTrue(node.alive() and node.ready())
+
+
+class SealedCluster(Answers, unittest.TestCase):
+    """An encrypted collaboration, of which a node is in the cluster and has its key from a Secret.
+
+    What its runs and those of the node outside leave is on claims.
+    """
+
+    @classmethod
+    def setUpClass(cls):
+        cls.collaboration, cls.image = engines.sealed_cluster()
+
+    def test_rust(self):
+        here, _, outside = self.collaboration.nodes
+        with claims_made() as owners:
+            self.check(self.image)
+            for node in (here, outside):
+                until(lambda node=node: node.runs() == [], 30, "each run is removed")
+        for node in (here, outside):
+            owner = json.loads(node.config.read_text())["runtime"]["owner"]
+            self.assertIn(owner, owners)
+            claims = ("get", "pvc", "--all-namespaces", "-l", f"v6-runtime.owner={owner}")
+            until(lambda claims=claims: kubectl(*claims, "-o", "name") == "", 30,
+                  "no claim of a run is left")
