@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod gateway;
+pub mod health;
 pub mod hq;
 pub mod join;
 pub mod policy;

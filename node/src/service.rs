@@ -10,6 +10,7 @@ use crate::backends;
 use crate::cli::{Exit, Failure, render};
 use crate::config::Config;
 use crate::gateway::{Gateway, Limits};
+use crate::health::{Health, Stage};
 use crate::hq::{Socket, SocketSettings};
 use crate::join::{JoinError, Membership, join_patiently};
 use crate::runs::{Capacity, Node, Room, Supervisor, patience, spool_folder};
@@ -20,13 +21,19 @@ const SAY_AGAIN: Duration = Duration::from_secs(30);
 /// How long the node takes leave of HQ when it is told to stop. Runs are not waited for.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Runs the node until `stop`. Its runs stay at the engine, and the next start takes them up.
+/// Runs the node until `stop`, and notes how far it has come. Its runs stay at the engine, and the
+/// next start takes them up.
 ///
 /// # Errors
 /// What keeps the node from working and will not pass by itself.
-pub async fn start(config: Config, stop: CancellationToken) -> Result<(), Failure> {
+pub async fn start(
+    config: Config,
+    health: &Health,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     let alone = async {
         let runtime = connect(&config).await?;
+        health.reached(Stage::Alone);
         let lease = only_one(&*runtime).await?;
         Ok::<_, Failure>((runtime, lease))
     };
@@ -35,9 +42,13 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<(), Failur
         Some(alone) => alone?,
         None => return Ok(()),
     };
+    health.reached(Stage::Hq);
     let serving = Box::pin(serve(config, runtime, stop.clone()));
     let ended = match stop.run_until_cancelled(serving).await {
-        Some(Ok(serving)) => serving.until(stop, &lease).await,
+        Some(Ok(serving)) => {
+            health.reached(Stage::Serving(serving.node.socket.online()));
+            serving.until(stop, &lease).await
+        }
         Some(Err(failure)) => Err(failure),
         None => Ok(()),
     };

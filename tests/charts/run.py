@@ -136,6 +136,20 @@ class Chart(unittest.TestCase):
         self.assertNotEqual(annotations(), annotations(runtime={"max_concurrent_runs": 3}))
         self.assertNotEqual(annotations(), annotations(caCertificates="PEM"))
 
+    def test_the_probes_ask_where_the_node_answers(self):
+        own = node(rendered(LEAST))
+        socket = own["args"][own["args"].index("--health") + 1]
+        self.assertIn(socket.rsplit("/", 1)[0], [one["mountPath"] for one in own["volumeMounts"]])
+        alive, ready = (own[f"{kind}Probe"] for kind in ("liveness", "readiness"))
+        program = ["/usr/local/bin/v6-node", "health"]
+        self.assertEqual(alive["exec"]["command"], [*program, socket])
+        self.assertEqual(ready["exec"]["command"], [*program, "--ready", socket])
+        for probe in (alive, ready):
+            # The program has these words, and says itself, and sooner, that nobody answers.
+            words = [os.environ["V6_NODE"], *probe["exec"]["command"][1:-1], "/nonexistent/socket"]
+            self.assertEqual(call(*words).returncode, 1)
+            self.assertGreater(probe["timeoutSeconds"], 5)
+
     def test_nothing_needs_more_than_restricted_pods_have(self):
         for values in (LEAST, V6):
             objects = rendered(values)

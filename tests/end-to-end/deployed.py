@@ -9,11 +9,14 @@ the node's own does the same in its pod: to the node all three are where they ar
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
 import subprocess
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,30 +29,54 @@ RELEASE = "hospital"
 USER = 65532
 CONFIG = "/etc/v6-node/node.yaml"
 PROGRAM = "/usr/local/bin/v6-node"
+HEALTH = "/run/v6-node/health.sock"
+KEY_SECRET = "organization-key"
 FINALIZER_GONE = {"metadata": {"finalizers": None}}
 
 
 class Passage:
-    """Passes on what comes to one address of this machine to the same ports of its loopback."""
+    """Passes on what comes to an address of this machine to ports of its loopback."""
 
     def __init__(self, address: str, ports: list[int]) -> None:
-        self.listeners = [socket.create_server((address, port)) for port in ports]
-        for listener in self.listeners:
-            threading.Thread(target=self.accept, args=(listener,), daemon=True).start()
+        self.address = address
+        self.listeners = {port: socket.create_server((address, 0)) for port in ports}
+        # They are closed when nobody uses them any more.
+        self.open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self.interrupted = False
+        for port, listener in self.listeners.items():
+            threading.Thread(target=self.accept, args=(listener, port), daemon=True).start()
 
-    def accept(self, listener: socket.socket) -> None:
-        port = listener.getsockname()[1]
+    def ways(self) -> dict[int, int]:
+        """At which port of the address each port of the loopback is."""
+        return {port: listener.getsockname()[1] for port, listener in self.listeners.items()}
+
+    def accept(self, listener: socket.socket, port: int) -> None:
         # Until the listener is closed.
         with contextlib.suppress(OSError):
             while True:
                 one, _ = listener.accept()
                 try:
+                    if self.interrupted:
+                        raise ConnectionRefusedError
                     other = socket.create_connection(("127.0.0.1", port))
                 except OSError:
                     one.close()
                     continue
+                self.open.update((one, other))
                 for pair in ((one, other), (other, one)):
                     threading.Thread(target=self.copy, args=pair, daemon=True).start()
+
+    @contextlib.contextmanager
+    def interruption(self) -> Iterator[None]:
+        """Nothing of the loopback is reached meanwhile."""
+        self.interrupted = True
+        for end in list(self.open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        try:
+            yield
+        finally:
+            self.interrupted = False
 
     @staticmethod
     def copy(source: socket.socket, target: socket.socket) -> None:
@@ -60,7 +87,7 @@ class Passage:
             target.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        for listener in self.listeners:
+        for listener in self.listeners.values():
             # A thread that waits in accept is not woken by the closing alone.
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
@@ -76,8 +103,36 @@ def kubectl(*words: Any, given: Any = None) -> str:
     return done.stdout
 
 
+@contextlib.contextmanager
+def claims_made() -> Iterator[list[str]]:
+    """The owners of the runs whose outputs got a claim meanwhile, once for each change of one."""
+    program = bed().services.work / "kubernetes" / "bin" / "kubectl"
+    owners: list[str] = []
+    watch = subprocess.Popen(
+        [program, "get", "pvc", "--all-namespaces", "-l", "v6-runtime.owner", "--watch",
+         "-o", r'jsonpath={.metadata.labels.v6-runtime\.owner}{"\n"}'],
+        text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        yield owners
+    finally:
+        watch.terminate()
+        owners += watch.communicate()[0].split()
+
+
 def push(archive: Path, name: str) -> None:
     bed().services.run("kubernetes", "push", str(archive), name)
+
+
+@functools.cache
+def image_of_node() -> str:
+    """The image that the program writes of itself, by its content."""
+    archive = bed().services.work / "images" / "v6-node.tar"
+    with archive.open("wb") as file:
+        done = subprocess.run([os.environ["V6_NODE"], "image"], stdout=file, text=True,
+                              stderr=subprocess.PIPE, check=True)
+    push(archive, "v6-tests/node:1")
+    archive.unlink()
+    return f"{os.environ['V6_REGISTRY_OPEN']}/v6-tests/node@{done.stderr.strip()}"
 
 
 class Deployed(Node):
@@ -86,20 +141,10 @@ class Deployed(Node):
     def __init__(self, config: Path, secrets: Path, log: Path, engine: Engine) -> None:
         super().__init__(config, secrets, log, engine)
         self.folder = config.parent
-        self.namespace = f"v6-e2e-{os.getpid()}"
+        self.namespace = f"v6-e2e-{os.getpid()}-{self.folder.name}"
         self.passage: Passage | None = None
 
     # --- What it consists of ---------------------------------------------------------
-    def image(self) -> str:
-        """The image that the program writes of itself, by its content."""
-        archive = bed().services.work / "images" / "v6-node.tar"
-        with archive.open("wb") as file:
-            done = subprocess.run([os.environ["V6_NODE"], "image"], stdout=file, text=True,
-                                  stderr=subprocess.PIPE, check=True)
-        push(archive, "v6-tests/node:1")
-        archive.unlink()
-        return f"{os.environ['V6_REGISTRY_OPEN']}/v6-tests/node@{done.stderr.strip()}"
-
     def volume(self, purpose: str, path: Path) -> None:
         """A folder of the machine as the volume of a claim that has or will have this name."""
         kubectl("apply", "-f", "-", given={
@@ -119,11 +164,12 @@ class Deployed(Node):
                 "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "",
                          "resources": {"requests": {"storage": "1Gi"}}}}
 
-    def way_to_loopback(self, address: str, ports: list[int]) -> dict:
+    def way_to_loopback(self) -> dict:
         """A container that passes on to the bridge what the node asks of its own loopback."""
         # The first process of a container heeds a signal only if it says so.
         lines = ["trap 'exit 0' TERM"]
-        lines += [f"nc -ll -p {port} -e nc {address} {port} &" for port in ports]
+        lines += [f"nc -ll -p {port} -e nc {self.passage.address} {way} &"
+                  for port, way in self.passage.ways().items()]
         return {
             "name": "way", "image": f"{os.environ['V6_REGISTRY_OPEN']}/v6-tests/busybox:1",
             "command": ["/bin/sh", "-c", "\n".join([*lines, "wait"])],
@@ -131,7 +177,7 @@ class Deployed(Node):
                                 "capabilities": {"drop": ["ALL"]}},
         }
 
-    def values(self, image: str, address: str, ports: list[int]) -> dict:
+    def values(self) -> dict:
         """The node's configuration, which is of the flat form, as a node of vantage6 5 has it."""
         flat = json.loads(self.config.read_text())
         runtime = {key: value for key, value in flat.pop("runtime").items()
@@ -139,8 +185,9 @@ class Deployed(Node):
         given = self.environment
         database = Path(given["DATABASE_DEFAULT_URI"])
         hq = {"url": flat.pop("hq_url"), "port": flat.pop("port"), "path": flat.pop("api_path")}
-        return {
-            "image": image,
+        key = {"privateKey": {"secret": KEY_SECRET}} if flat["encryption"]["enabled"] else {}
+        return key | {
+            "image": image_of_node(),
             "node": flat | {
                 "name": given["V6_NODE_NAME"], "apiKey": given["V6_API_KEY"], "hq": hq,
                 "keycloak": {"url": given["KEYCLOAK_URL"], "realm": given["KEYCLOAK_REALM"]},
@@ -153,7 +200,7 @@ class Deployed(Node):
             "databases": {"default": {"claim": "tables"}},
             "data": {"size": "1Gi", "storageClass": ""},
             "logFormat": "human",
-            "extraContainers": [self.way_to_loopback(address, ports)],
+            "extraContainers": [self.way_to_loopback()],
         }
 
     # --- Its life ----------------------------------------------------------------------
@@ -174,7 +221,6 @@ class Deployed(Node):
         ports = [config["port"], keycloak.port, int(registry.rsplit(":", 1)[1])]
         self.passage = Passage(address, ports)
         push(bed().services.work / "images" / "busybox.tar", "v6-tests/busybox:1")
-        image = self.image()
         kubectl("create", "-f", "-", given={
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": self.namespace,
@@ -187,14 +233,30 @@ class Deployed(Node):
         kubectl("create", "-f", "-", given=self.claim("tables"))
         values = self.folder / "values.json"
         values.touch(mode=0o600)
-        values.write_text(json.dumps(self.values(image, address, ports)))
+        values.write_text(json.dumps(self.values()))
+        if config["encryption"]["enabled"]:
+            kubectl("create", "secret", "generic", KEY_SECRET, "--namespace", self.namespace,
+                    f"--from-file=private_key.pem={config['encryption']['private_key']}")
+        self.helm("install", CHART, "--values", values)
+        until(self.running, 120, "the pod of the node runs")
+
+    def helm(self, verb: str, *options: Any) -> str:
+        """A command of helm's on the release; what it prints."""
         done = subprocess.run(
-            [os.environ["V6_HELM"], "install", RELEASE, CHART, "--namespace", self.namespace,
-             "--values", values], text=True, capture_output=True, timeout=120,
+            [os.environ["V6_HELM"], verb, RELEASE, *map(str, options), "--namespace",
+             self.namespace], text=True, capture_output=True, timeout=120,
             env=dict(os.environ) | {"HOME": str(self.folder)})
         if done.returncode:
-            raise AssertionError(f"helm install: {done.stderr}")
-        until(self.running, 120, "the pod of the node runs")
+            raise AssertionError(f"helm {verb}: {done.stderr}")
+        return done.stdout
+
+    def upgrade(self, setting: str, *options: str) -> None:
+        """Changes one value of the release, and leaves the others as they are."""
+        self.helm("upgrade", CHART, "--reuse-values", "--set", setting, *options)
+
+    def revision(self) -> int:
+        """Which change of the release is the last one."""
+        return json.loads(self.helm("status", "--output", "json"))["version"]
 
     def pods(self, part: str) -> list[dict]:
         """The pods of the namespace that are the node's (`node`), or runs' (`run`)."""
@@ -210,6 +272,11 @@ class Deployed(Node):
                 and "deletionTimestamp" not in pod["metadata"]
                 and all("running" in container["state"] for container in found)]
 
+    def ready(self) -> bool:
+        """Whether the cluster takes its pod for ready."""
+        return any(condition == {**condition, "type": "Ready", "status": "True"}
+                   for pod in self.pods("node") for condition in pod["status"]["conditions"])
+
     def alive(self) -> bool:
         """Whether it has not ended by itself since it was installed."""
         if self.passage is None:
@@ -222,11 +289,13 @@ class Deployed(Node):
                     return False
         return True
 
+    def log_of_pod(self, *options: str) -> str:
+        return kubectl("logs", "--namespace", self.namespace, *options, "--container", "v6-node",
+                       "-l", f"app.kubernetes.io/instance={RELEASE}", "--tail", "-1")
+
     def keep_log(self, *options: str) -> None:
         with contextlib.suppress(AssertionError), self.log.open("a") as log:
-            log.write(kubectl("logs", "--namespace", self.namespace, *options, "--container",
-                              "v6-node", "-l", f"app.kubernetes.io/instance={RELEASE}",
-                              "--tail", "-1"))
+            log.write(self.log_of_pod(*options))
 
     def delete_pod(self) -> None:
         """As a machine that is drained does it; back when another has its place and runs."""
@@ -246,20 +315,23 @@ class Deployed(Node):
         return kubectl("get", "leases", "--namespace", self.namespace, "-o", "name").split()
 
     def run(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
+        return self.inside(verb, "--config", CONFIG, *options)
+
+    def inside(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """The program once more, in its pod."""
         program = bed().services.work / "kubernetes" / "bin" / "kubectl"
         return subprocess.run(
             [program, "exec", "--namespace", self.namespace, f"deploy/{RELEASE}", "--container",
-             "v6-node", "--", PROGRAM, verb, "--config", CONFIG, *options],
+             "v6-node", "--", PROGRAM, *words],
             text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
 
     def stop(self) -> None:
         if self.passage is None:
             return
         self.keep_log()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([os.environ["V6_HELM"], "uninstall", RELEASE, "--namespace",
-                            self.namespace, "--wait"], timeout=60, capture_output=True,
-                           env=dict(os.environ) | {"HOME": str(self.folder)})
+        # Perhaps it was never installed.
+        with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
+            self.helm("uninstall", "--wait", "--timeout", "60s")
         # A failed test may have left runs, which the node would have removed.
         for pod in self.pods("run"):
             kubectl("patch", "pod", "--namespace", self.namespace, pod["metadata"]["name"],

@@ -9,6 +9,7 @@ import shutil
 import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,26 @@ def jobs() -> Collaboration:
     return bed().collaboration("jobs", engines=(slurm(), Engine(), apptainer(run=UNLIMITED)))
 
 
-def kubernetes() -> Engine:
+# Outputs on storage of the cluster's, not in pods.
+CLAIMS = {"outputs": "claim", "storage_class": "v6-tests"}
+
+
+def kubernetes(variable: str = "V6_KUBERNETES_CONFIG", **more: str) -> Engine:
     """A namespace of a cluster, from outside of it."""
-    own = {
-        "kubeconfig": os.environ["V6_KUBERNETES_CONFIG"],
-        "helper_image": os.environ["V6_KUBERNETES_HELPER"],
-        # Of a machine with two processors, on which everything else is at work, too.
-        "booked_cpus": "20m",
-    }
+    return _of_cluster(kubeconfig=os.environ[variable],
+                       helper_image=os.environ["V6_KUBERNETES_HELPER"], **more)
+
+
+def inside(**more: str) -> Engine:
+    """The same with the node in there."""
+    need(V6_HELM="Helm")
+    deployed.images()
+    return replace(_of_cluster(**more), node=deployed.Deployed)
+
+
+def _of_cluster(**own: str) -> Engine:
+    # Of a machine with two processors, on which everything else is at work, too.
+    own |= {"booked_cpus": "20m"}
     return Engine("kubernetes", {"kubernetes": own, "run": {"pids": "none", "memory": "512MiB"}})
 
 
@@ -163,10 +176,14 @@ def cluster() -> tuple[Collaboration, str]:
 
 def in_cluster() -> tuple[Collaboration, str]:
     """The same with a node that is in the cluster."""
-    need(V6_KUBERNETES_CONFIG="Kubernetes", V6_REGISTRY_OPEN="the image registries", V6_HELM="Helm")
-    deployed.images()
-    outside = kubernetes()
-    own = {key: outside.settings["kubernetes"][key] for key in ("booked_cpus",)}
-    inside = Engine("kubernetes", {**outside.settings, "kubernetes": own}, node=deployed.Deployed)
-    engines = (inside, Engine(), podman_or(Engine()))
+    need(V6_KUBERNETES_CONFIG="Kubernetes", V6_REGISTRY_OPEN="the image registries")
+    engines = (inside(), Engine(), podman_or(Engine()))
     return bed().collaboration("in-cluster", engines=engines), cluster_image()
+
+
+def sealed_cluster() -> tuple[Collaboration, str]:
+    """An encrypted collaboration: a node in the cluster, one at Docker, one that drives another namespace
+    from outside; outputs in the cluster are on claims."""
+    need(V6_KUBERNETES_CLAIMS_CONFIG="Kubernetes", V6_REGISTRY_OPEN="the image registries")
+    engines = (inside(**CLAIMS), Engine(), kubernetes("V6_KUBERNETES_CLAIMS_CONFIG", **CLAIMS))
+    return bed().collaboration("sealed-cluster", encrypted=True, engines=engines), cluster_image()

@@ -4,6 +4,7 @@ pub mod check;
 mod cluster;
 mod exit;
 mod failure;
+mod health;
 mod image;
 mod logging;
 mod node_args;
@@ -72,6 +73,11 @@ enum Command {
     /// Nothing is changed, and no algorithm is run. A line begins with ok, warn or FAIL;
     /// without any FAIL the node can be started.
     Check(check::Args),
+
+    /// Ask a running node how it is, for a probe: print its answer, and fail if there is none
+    ///
+    /// It answers as long as it works, whoever else is away.
+    Health(health::Args),
 
     /// List the runs that this node has at the container engine
     Runs(runs::ListArgs),
@@ -144,7 +150,7 @@ async fn run(cli: Cli) -> Result<Exit, Failure> {
                 Err(problems) => return Err(problems.into()),
             };
             start_log(config.log_level.unwrap_or(Level::INFO))?;
-            start::run(config, log.log_format).await
+            start::run(args, config, log.log_format).await
         }
         Command::Check(args) => {
             start_log(Level::WARN)?;
@@ -153,6 +159,7 @@ async fn run(cli: Cli) -> Result<Exit, Failure> {
             })
             .await
         }
+        Command::Health(args) => health::run(args).await,
         Command::Runs(args) => {
             start_log(Level::WARN)?;
             runs::list(args, &environment).await

@@ -136,6 +136,11 @@ impl Socket {
         *self.online.borrow()
     }
 
+    /// Follows [`is_online`](Self::is_online).
+    pub fn online(&self) -> watch::Receiver<bool> {
+        self.online.clone()
+    }
+
     /// Sends what is queued, takes leave of HQ, and ends; at most 2 s. A second call does nothing.
     pub async fn close(&self) {
         let taken = self
