@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use serde::de::DeserializeOwned;
@@ -136,6 +137,27 @@ impl Cluster {
             // Another pod has the name by now, or none.
             Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether things can be made in the namespace: it is there, and will be.
+    pub(crate) async fn has_namespace(&self) -> Result<()> {
+        let nothing = Secret {
+            metadata: ObjectMeta {
+                name: Some(format!("v6-check-{:016x}", rand::random::<u64>())),
+                ..ObjectMeta::default()
+            },
+            ..Secret::default()
+        };
+        let options = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        let make = || self.secrets.create(&options, &nothing);
+        match self.read("looking for the namespace", make).await {
+            // Whatever else it is, a full quota or a webhook without dry runs, is for the runs to hear.
+            Err(error) if !error.is_homeless() && error.status().is_some() => Ok(()),
+            done => done.map(drop),
         }
     }
 

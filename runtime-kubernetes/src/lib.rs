@@ -51,10 +51,12 @@ macro_rules! setters {
     };
 }
 
+mod access;
 mod api;
 mod canary;
 mod claim;
 mod cleanup;
+mod client;
 mod collect;
 mod config;
 mod connect;
@@ -78,6 +80,7 @@ mod registry;
 mod rights;
 mod run;
 mod runtime;
+mod sign_in;
 mod state;
 mod stop;
 mod time;
