@@ -243,3 +243,82 @@ where
         None => error,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use v6_runtime::{ImageRef, Owner};
+
+    use super::*;
+
+    /// With the token of a file.
+    async fn of_file(folder: &std::path::Path) -> Arc<Credentials> {
+        let kubeconfig = folder.join("kubeconfig");
+        let text = "{clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}], \
+                    users: [{name: u, user: {tokenFile: token}}], current-context: x, \
+                    contexts: [{name: x, context: {cluster: c, user: u}}]}";
+        std::fs::write(&kubeconfig, text).expect("a file");
+        let owner = Owner::new("hospital").expect("a name");
+        let image = ImageRef::parse("localhost/helper").expect("a name");
+        let ours = KubernetesConfig::new(owner, image).with_kubeconfig(Some(kubeconfig));
+        let found = access::find(&ours).await.expect("a cluster");
+        let credentials = Credentials::new(&ours, &found.config).await;
+        Arc::new(credentials.expect("a token"))
+    }
+
+    /// What a server is shown, and whether it believes that.
+    async fn shown(credentials: &Arc<Credentials>, believed: &'static str) -> (String, bool) {
+        let inner = tower::service_fn(move |request: Request<Body>| async move {
+            let header = request.headers().get(hyper::header::AUTHORIZATION);
+            let token = header.and_then(|value| value.to_str().ok());
+            let token = token.unwrap_or_default().to_owned();
+            let mut answer = Response::new(token);
+            if answer.body() != believed && !believed.is_empty() {
+                *answer.status_mut() = StatusCode::UNAUTHORIZED;
+            }
+            Ok::<_, BoxError>(answer)
+        });
+        let service = SigningIn {
+            inner,
+            credentials: credentials.clone(),
+        };
+        let answer = service.oneshot(Request::new(Body::empty())).await;
+        let answer = answer.expect("an answer");
+        let ok = answer.status().is_success();
+        (answer.into_body(), ok)
+    }
+
+    fn is(token: &str, believed: bool) -> (String, bool) {
+        (format!("Bearer {token}"), believed)
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_again_after_a_minute() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let token = folder.path().join("token");
+        std::fs::write(&token, " old\n").expect("a file");
+        let credentials = of_file(folder.path()).await;
+        std::fs::write(&token, "new\n").expect("a file");
+        assert_eq!(shown(&credentials, "").await, is("old", true));
+        let wait = async || credentials.held.lock().await.made -= FILE_AGE;
+        wait().await;
+        assert_eq!(shown(&credentials, "").await, is("new", true));
+        // It may be that nobody is to read it any more.
+        std::fs::remove_file(&token).expect("a file");
+        wait().await;
+        assert_eq!(shown(&credentials, "").await, is("new", true));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_believed_is_read_again_now_and_then() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let token = folder.path().join("token");
+        std::fs::write(&token, "old").expect("a file");
+        let credentials = of_file(folder.path()).await;
+        assert_eq!(shown(&credentials, "Bearer new").await, is("old", false));
+        std::fs::write(&token, "new").expect("a file");
+        assert_eq!(shown(&credentials, "Bearer new").await, is("old", false));
+        let tried = credentials.held.lock().await.tried.expect("a try");
+        credentials.held.lock().await.tried = tried.checked_sub(PAUSE);
+        assert_eq!(shown(&credentials, "Bearer new").await, is("new", true));
+    }
+}
