@@ -3,12 +3,14 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
+use hyper::{Request, Uri};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::client::Body;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result, found};
@@ -83,6 +85,18 @@ impl Cluster {
     pub(crate) async fn version(&self) -> Result<k8s_openapi::apimachinery::pkg::version::Info> {
         let ask = || self.client.apiserver_version();
         self.read("asking for the version", ask).await
+    }
+
+    /// What time it is at the API server, in its words.
+    pub(crate) async fn date(&self) -> Result<Option<String>> {
+        let ask = async || {
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = Uri::from_static("/version");
+            self.client.send(request).await
+        };
+        let answer = self.read("asking for the time", ask).await?;
+        let date = answer.headers().get(hyper::header::DATE);
+        Ok(date.and_then(|date| Some(date.to_str().ok()?.to_owned())))
     }
 
     pub(crate) async fn pod(&self, name: &str) -> Result<Option<Pod>> {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::registry::Registry;
 use crate::sign_in::Credentials;
 use crate::state::Shared;
-use crate::{access, client, isolate, rights};
+use crate::{access, client, clock, isolate, rights};
 
 /// The oldest minor version of Kubernetes 1 that has what is used here: pods that wait at a gate.
 const OLDEST: u32 = 30;
@@ -65,6 +65,7 @@ pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
         notices
             .push("runs are not held back until their network is denied: `gate` is off".to_owned());
     }
+    notices.extend(clock::compare(&cluster).await?);
     notices.extend(isolate::ensure(&cluster).await?);
     let registry = Registry::new(&config)?;
     let mut capabilities = capabilities();

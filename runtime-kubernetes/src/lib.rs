@@ -57,6 +57,7 @@ mod canary;
 mod claim;
 mod cleanup;
 mod client;
+mod clock;
 mod collect;
 mod config;
 mod connect;

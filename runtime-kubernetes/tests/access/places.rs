@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::fmt::rfc2822::DateTimePrinter;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 use v6_runtime::{CleanupOptions, ErrorKind, Runtime};
 use v6_runtime_kubernetes::KubernetesRuntime;
 
@@ -114,37 +117,106 @@ async fn a_namespace_that_ends_is_told() {
     held.gone().await;
 }
 
+/// An API server that allows and has everything, of this version and with this time.
+struct Scripted {
+    address: String,
+    _work: AbortOnDropHandle<()>,
+}
+
+impl Scripted {
+    async fn start(minor: &str, time: Timestamp) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&time);
+        let version = json!({
+            "major": "1", "minor": minor, "gitVersion": format!("v1.{minor}-eks"), "gitCommit": "",
+            "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
+        });
+        let (date, version) = (date.unwrap(), version.to_string());
+        let work = tokio::spawn(async move {
+            let mut open = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                open.spawn(answer(stream, version.clone(), date.clone()));
+            }
+        });
+        Self {
+            address,
+            _work: AbortOnDropHandle::new(work),
+        }
+    }
+
+    async fn connect(&self, bench: &Bench) -> v6_runtime::Result<KubernetesRuntime> {
+        let mut given = Given::node();
+        *given.cluster() = json!({ "server": self.address });
+        given.connect(bench).await
+    }
+}
+
+async fn answer(stream: TcpStream, version: String, date: String) {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let (mut path, mut length) = (String::new(), 0);
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            match line.trim_end() {
+                "" => break,
+                line if path.is_empty() => path = line.to_owned(),
+                line => {
+                    if let Some(said) = line.strip_prefix("content-length: ") {
+                        length = said.parse().unwrap();
+                    }
+                }
+            }
+        }
+        if path.is_empty() {
+            return;
+        }
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        let body = match path {
+            path if path.contains("/version") => version.clone(),
+            path if path.contains("accessreviews") => {
+                json!({ "metadata": {}, "spec": {}, "status": { "allowed": true } }).to_string()
+            }
+            _ => json!({ "metadata": {}, "spec": { "podSelector": {} } }).to_string(),
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ndate: {date}\r\ncontent-length: {}",
+            body.len()
+        );
+        let answer = format!("{head}\r\n\r\n{body}");
+        stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_cluster_that_is_too_old_is_told() {
     let Some(bench) = Bench::new().await else {
         return;
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut given = Given::node();
-    let server = format!("http://{}", listener.local_addr().unwrap());
-    *given.cluster() = json!({ "server": server });
-    let answers = async {
-        let version = json!({
-            "major": "1", "minor": "29+", "gitVersion": "v1.29.4-eks", "gitCommit": "",
-            "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
-        });
-        let body = version.to_string();
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        assert!(head.starts_with(b"GET /version "));
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(answer.as_bytes()).await.unwrap();
-        stream
-    };
-    let (error, _open) = tokio::join!(given.error(&bench), answers);
+    let old = Scripted::start("29+", Timestamp::now()).await;
+    let error = old.connect(&bench).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidSpec, "{error}");
-    for wanted in ["v1.29.4-eks", "1.30"] {
+    for wanted in ["v1.29+-eks", "1.30"] {
         assert!(error.message().contains(wanted), "{wanted}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_told() {
+    let Some(bench) = Bench::new().await else {
+        return;
+    };
+    let told = async |ahead: i64| {
+        let time = Timestamp::now() + SignedDuration::from_secs(ahead);
+        let cluster = Scripted::start("34", time).await;
+        let cluster = cluster.connect(&bench).await.unwrap();
+        let notices = cluster.notices().join("\n");
+        notices.contains("clock").then_some(notices)
+    };
+    assert_eq!(told(0).await, None);
+    let behind = told(600).await.unwrap();
+    assert!(behind.contains("s behind the API server's"), "{behind}");
+    let ahead = told(-600).await.unwrap();
+    assert!(ahead.contains("s ahead of the API server's"), "{ahead}");
 }
