@@ -260,7 +260,11 @@ impl From<Error> for Public {
                 } else {
                     error
                 };
-                error.with_source(source)
+                match client_error(&source) {
+                    // It has been told whole.
+                    Some(_) => error,
+                    None => error.with_source(source),
+                }
             }
             Error::SignIn(_) => {
                 Public::new(error.kind(), error.to_string()).with_retry(Retry::After(None))
