@@ -154,8 +154,9 @@ impl Cluster {
         }
     }
 
-    /// Whether things can be made in the namespace: it is there, and will be.
-    pub(crate) async fn has_namespace(&self) -> Result<()> {
+    /// Sees that the namespace is there. Of one that is about to go an operator should know; what runs have
+    /// left there can still be had, and waits for that.
+    pub(crate) async fn see_namespace(&self) -> Result<Option<String>> {
         let nothing = Secret {
             metadata: ObjectMeta {
                 name: Some(format!("v6-check-{:016x}", rand::random::<u64>())),
@@ -169,9 +170,14 @@ impl Cluster {
         };
         let make = || self.secrets.create(&options, &nothing);
         match self.read("looking for the namespace", make).await {
+            Err(error) if error.is_homeless() && error.status() == Some(403) => Ok(Some(format!(
+                "the namespace {} is being terminated: no run can start there",
+                self.namespace
+            ))),
             // Whatever else it is, a full quota or a webhook without dry runs, is for the runs to hear.
-            Err(error) if !error.is_homeless() && error.status().is_some() => Ok(()),
-            done => done.map(drop),
+            Err(error) if !error.is_homeless() && error.status().is_some() => Ok(None),
+            Err(error) => Err(error),
+            Ok(_) => Ok(None),
         }
     }
 

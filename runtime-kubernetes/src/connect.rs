@@ -59,8 +59,8 @@ pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
         let error = v6_runtime::Error::new(v6_runtime::ErrorKind::Denied, why);
         return Err(error.into());
     }
-    cluster.has_namespace().await?;
     let mut notices = Vec::new();
+    notices.extend(cluster.see_namespace().await?);
     if config.gate == Gate::Off {
         notices
             .push("runs are not held back until their network is denied: `gate` is off".to_owned());
