@@ -3,12 +3,14 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
+use hyper::{Request, Uri};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::Request;
+use kube::client::Body;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -87,6 +89,18 @@ impl Cluster {
         self.read("asking for the version", ask).await
     }
 
+    /// What time it is at the API server, in its words.
+    pub(crate) async fn date(&self) -> Result<Option<String>> {
+        let ask = async || {
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = Uri::from_static("/version");
+            self.client.send(request).await
+        };
+        let answer = self.read("asking for the time", ask).await?;
+        let date = answer.headers().get(hyper::header::DATE);
+        Ok(date.and_then(|date| Some(date.to_str().ok()?.to_owned())))
+    }
+
     pub(crate) async fn pod(&self, name: &str) -> Result<Option<Pod>> {
         let look = || self.pods.get(name);
         found(self.read("looking at a pod", look).await)
@@ -98,7 +112,7 @@ impl Cluster {
         pod: &str,
         port: u16,
     ) -> Result<Forward<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>> {
-        let request = Request::new(self.pods.resource_url()).portforward(pod, &[port]);
+        let request = kube::core::Request::new(self.pods.resource_url()).portforward(pod, &[port]);
         let opening = async {
             let request = request.map_err(kube::Error::BuildRequest)?;
             self.client.connect(request).await
@@ -154,6 +168,33 @@ impl Cluster {
             // Another pod has the name by now, or none.
             Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Sees that the namespace is there. Of one that is about to go an operator should know; what runs have
+    /// left there can still be had, and waits for that.
+    pub(crate) async fn see_namespace(&self) -> Result<Option<String>> {
+        let nothing = Secret {
+            metadata: ObjectMeta {
+                name: Some(format!("v6-check-{:016x}", rand::random::<u64>())),
+                ..ObjectMeta::default()
+            },
+            ..Secret::default()
+        };
+        let options = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        let make = || self.secrets.create(&options, &nothing);
+        match self.read("looking for the namespace", make).await {
+            Err(error) if error.is_homeless() && error.status() == Some(403) => Ok(Some(format!(
+                "the namespace {} is being terminated: no run can start there",
+                self.namespace
+            ))),
+            // Whatever else it is, a full quota or a webhook without dry runs, is for the runs to hear.
+            Err(error) if !error.is_homeless() && error.status().is_some() => Ok(None),
+            Err(error) => Err(error),
+            Ok(_) => Ok(None),
         }
     }
 

@@ -2,15 +2,6 @@
 
 use std::sync::Arc;
 
-use hyper_util::client::legacy::Client as Http;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use kube::client::ConfigExt;
-use kube::client::retry::RetryPolicy;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
-use tower::ServiceBuilder;
-use tower::retry::RetryLayer;
 use v6_runtime::{
     Capabilities, Floor, LogFeatures, MountKinds, OutcomeKinds, OutputKinds, ResourceKinds,
 };
@@ -18,23 +9,24 @@ use v6_runtime::{
 use crate::api::Cluster;
 use crate::config::{Gate, KubernetesConfig, Outputs};
 use crate::error::{Error, Result};
-use crate::isolate;
 use crate::registry::Registry;
-use crate::rights;
+use crate::sign_in::Credentials;
 use crate::state::Shared;
+use crate::{access, client, clock, isolate, rights};
 
 /// The oldest minor version of Kubernetes 1 that has what is used here: pods that wait at a gate.
 const OLDEST: u32 = 30;
 
 pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
     config.validate()?;
-    let found = find(&config).await?;
+    let access = access::find(&config).await?;
     let namespace = match &config.namespace {
         Some(namespace) => namespace.clone(),
-        None => found.default_namespace.clone(),
+        None => access.config.default_namespace.clone(),
     };
-    let server = found.cluster_url.to_string();
-    let client = client(found)?;
+    let server = access.config.cluster_url.to_string();
+    let credentials = Credentials::new(&config, &access.config).await?;
+    let client = client::open(access, credentials, config.requests_per_second).await?;
     let cluster = Cluster::new(client, &server, namespace, config.call_timeout);
     let version = cluster.version().await?;
     let minor: String = version
@@ -55,8 +47,12 @@ pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
             Outputs::Pod => "",
             Outputs::Claim { .. } => " with claims",
         };
+        let or = match missing.len() == rights::count(&config.outputs) {
+            true => ", if there is that namespace: we may do nothing there",
+            false => "",
+        };
         let why = format!(
-            "in the namespace {} these rights are missing: {}; apply what `rbac` gives{with}",
+            "in the namespace {} these rights are missing: {}; apply what `rbac` gives{with}{or}",
             cluster.namespace,
             missing.join(", ")
         );
@@ -64,10 +60,12 @@ pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
         return Err(error.into());
     }
     let mut notices = Vec::new();
+    notices.extend(cluster.see_namespace().await?);
     if config.gate == Gate::Off {
         notices
             .push("runs are not held back until their network is denied: `gate` is off".to_owned());
     }
+    notices.extend(clock::compare(&cluster).await?);
     notices.extend(isolate::ensure(&cluster).await?);
     let registry = Registry::new(&config)?;
     let mut capabilities = capabilities();
@@ -79,64 +77,6 @@ pub(crate) async fn connect(config: KubernetesConfig) -> Result<Arc<Shared>> {
         notices,
         registry,
     )))
-}
-
-/// The way to the API server and who we are, as the operator says or the surroundings do.
-async fn find(config: &KubernetesConfig) -> Result<Config> {
-    let options = KubeConfigOptions {
-        context: config.context.clone(),
-        ..KubeConfigOptions::default()
-    };
-    let bad = |error: &dyn std::error::Error| {
-        let mut words = error.to_string();
-        let mut next = error.source();
-        while let Some(error) = next {
-            words = format!("{words}: {error}");
-            next = error.source();
-        }
-        Error::Config(words)
-    };
-    let found = match &config.kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path).map_err(|error| bad(&error))?;
-            Config::from_custom_kubeconfig(file, &options).await
-        }
-        None if config.context.is_some() => Config::from_kubeconfig(&options).await,
-        None => return Config::infer().await.map_err(|error| bad(&error)),
-    };
-    found.map_err(|error| bad(&error))
-}
-
-/// A client whose connections do not wait to fill a packet: through a tunnel, that is 40 ms now and
-/// again. Where a proxy is on the way, the library's own.
-fn client(mut config: Config) -> Result<Client> {
-    let failed = Error::api("connecting to the API server");
-    // Calls have a limit of their own; the others are streams.
-    config.read_timeout = None;
-    config.write_timeout = None;
-    if config.proxy_url.is_some() {
-        return Client::try_from(config).map_err(failed);
-    }
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(config.connect_timeout);
-    connector.set_keepalive(Some(std::time::Duration::from_secs(30)));
-    // One implementation of cryptography in the process; it may be there already.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let connector = config
-        .rustls_https_connector_with_connector(connector)
-        .map_err(&failed)?;
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        // Honours Retry-After.
-        .layer(RetryLayer::new(RetryPolicy::server_retry()))
-        .option_layer(config.auth_layer().map_err(&failed)?)
-        // Whom we act as, if the operator's file says so.
-        .layer(config.extra_headers_layer().map_err(&failed)?)
-        .map_err(tower::BoxError::from)
-        .service(Http::builder(TokioExecutor::new()).build(connector));
-    Ok(Client::new(service, config.default_namespace.clone()))
 }
 
 /// What every cluster keeps.

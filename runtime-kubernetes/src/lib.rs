@@ -51,10 +51,13 @@ macro_rules! setters {
     };
 }
 
+mod access;
 mod api;
 mod canary;
 mod claim;
 mod cleanup;
+mod client;
+mod clock;
 mod collect;
 mod config;
 mod connect;
@@ -79,6 +82,7 @@ mod registry;
 mod rights;
 mod run;
 mod runtime;
+mod sign_in;
 mod state;
 mod stop;
 mod time;

@@ -96,6 +96,12 @@ fn rights(claims: bool) -> impl Iterator<Item = &'static Right> {
     RIGHTS.iter().filter(move |right| claims || !right.claims)
 }
 
+/// How many are needed.
+pub(crate) fn count(outputs: &Outputs) -> usize {
+    let needed = rights(matches!(outputs, Outputs::Claim { .. })).filter(|right| right.needed);
+    needed.map(|right| right.verbs.len()).sum()
+}
+
 /// What is needed and not allowed, as `verb resource`.
 pub(crate) async fn missing(cluster: &Cluster, outputs: &Outputs) -> Result<Vec<String>> {
     let claims = matches!(outputs, Outputs::Claim { .. });

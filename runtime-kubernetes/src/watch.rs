@@ -220,7 +220,7 @@ async fn follow(shared: Arc<Shared>) {
             tracing::warn!(%error, "the watch of pods is interrupted");
             // Whatever it was, it is tried again: to watchers it is an interruption.
             let kind = match error.kind() {
-                kind if error.is_retryable() => kind,
+                v6_runtime::ErrorKind::Timeout => v6_runtime::ErrorKind::Timeout,
                 _ => v6_runtime::ErrorKind::Unavailable,
             };
             shared

@@ -5,13 +5,14 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use common::way::Way;
 use common::{Bench, file, id, in_time, output};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use v6_fault_proxy::Requests;
+use v6_fault_proxy::{Answer, Fault, Requests, Rule};
 use v6_runtime::{
     CancelOptions, Outcome, RunPhase, RunStatus, Runtime, RuntimeExt, Tracker, WatchEvent,
 };
@@ -121,6 +122,38 @@ async fn many_runs_are_found_again_by_a_listing_in_pages() {
     println!("removed in {:?}, {each:.1} requests each", began.elapsed());
     let left: Vec<RunStatus> = cluster.list().try_collect().await.unwrap();
     assert_eq!(left.len(), 0);
+}
+
+#[tokio::test]
+async fn requests_keep_to_their_number_a_second() {
+    let Some(bench) = Bench::for_faults().await else {
+        return;
+    };
+    let config = bench
+        .config()
+        .with_requests_per_second(NonZeroU32::new(10).unwrap());
+    let cluster = KubernetesRuntime::connect(config).await.unwrap();
+    let began = Instant::now();
+    let ping = |_| async { cluster.ping().await.unwrap() };
+    // Each of these is two requests: six seconds of them, of which the first may have begun before.
+    in_time(LIMIT, join_all((0..30).map(ping))).await;
+    assert!(began.elapsed() >= Duration::from_secs(4));
+}
+
+#[tokio::test]
+async fn a_server_that_has_too_much_to_do_is_given_the_time_that_it_asks_for() {
+    let Some(bench) = Bench::for_faults().await else {
+        return;
+    };
+    let way = Way::new(&std::env::var("V6_KUBERNETES_API").unwrap());
+    let cluster = way.connect(&bench).await;
+    let wait = Answer::new(429).header("Retry-After", "2");
+    let pods = Requests::any().method("GET").path_contains("/pods");
+    let rule = way.proxy.add(Rule::new(pods, Fault::Answer(wait)).times(1));
+    let began = Instant::now();
+    let listed: Vec<RunStatus> = in_time(LIMIT, cluster.list().try_collect()).await.unwrap();
+    assert_eq!((listed.len(), rule.fired()), (0, 1));
+    assert!(began.elapsed() >= Duration::from_secs(2));
 }
 
 /// Every pod that one machine takes by default, but for ten.

@@ -67,7 +67,10 @@ pub fn unusable(config: &Config, error: &v6_runtime::Error) -> Finding {
                 true => " --claims",
                 false => "",
             };
-            format!("have the cluster's administrator apply what `v6-node rbac{claims}` prints")
+            format!(
+                "see that the kubeconfig's login is valid, and have the cluster's administrator apply what \
+                 `v6-node rbac{claims}` prints"
+            )
         }
         (RuntimeKind::Kubernetes, ErrorKind::Unavailable | ErrorKind::Timeout) => {
             "see that the API server answers (kubectl version), or set runtime.kubernetes.kubeconfig"
