@@ -124,9 +124,7 @@ impl Stage {
     }
 
     fn monitor(&self) -> i32 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.guard())).unwrap();
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-        parent.unwrap().trim().parse().unwrap()
+        parent(self.guard()).unwrap()
     }
 
     fn wait_for_output(&self) {
@@ -134,6 +132,14 @@ impl Stage {
             (!self.log_so_far().0.is_empty()).then_some(())
         });
     }
+}
+
+/// Whose child a process is. One that has just ended has 0, which for `kill` is everybody who is about
+/// here.
+fn parent(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok().filter(|parent| *parent > 1)
 }
 
 fn is_there(pid: i32) -> bool {
@@ -447,12 +453,7 @@ fn no_kill_leaves_half_a_state() {
     for n in 0..30 {
         let stage = Stage::unchecked();
         stage.launch("exit 5");
-        let monitor = fs::read_to_string(format!("/proc/{}/status", stage.guard()))
-            .ok()
-            .and_then(|status| {
-                let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-                parent.trim().parse().ok()
-            });
+        let monitor = parent(stage.guard());
         std::thread::sleep(Duration::from_micros(n * 150));
         if let Some(monitor) = monitor {
             signal_process(monitor, libc::SIGKILL);

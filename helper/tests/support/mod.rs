@@ -195,6 +195,7 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 
 #[expect(unsafe_code, reason = "the standard library can only kill")]
 pub fn signal_process(pid: i32, signal: i32) {
+    assert!(pid > 1, "{pid} is not one process");
     // SAFETY: takes no pointers.
     unsafe { libc::kill(pid, signal) };
 }
