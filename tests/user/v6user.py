@@ -89,6 +89,7 @@ class User:
 
     def __init__(self, seed: dict, private_key: str | Path | None = None):
         from vantage6.client import UserClient
+        from vantage6.common.encryption import RSACryptor
 
         self.seed = seed
         self.organizations = {o["id"]: o["name"] for o in seed["organizations"]}
@@ -102,6 +103,9 @@ class User:
                 auth_realm=seed["realm"], log_level="warn",
             )
             self.client.authenticate()
+            # The library has one key in a process, the first: it would tell HQ that it is
+            # also the next organization's.
+            type(RSACryptor)._instances.pop(RSACryptor, None)
             self.client.setup_encryption(str(private_key) if private_key else None)
             self.client.setup_collaboration(seed["collaboration"]["id"])
 
