@@ -6,7 +6,6 @@ mod common;
 use bytes::Bytes;
 use common::{Bench, bytes, file, id, in_time, output, path};
 use futures_util::StreamExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use v6_runtime::{
     Accepted, Access, CancelOptions, Cancelled, CleanedUp, EgressGrant, ErrorKind, GrantName,
     InputStream, Mount, MountSource, Outcome, Output, RunPhase, Runtime, RuntimeExt, Secret,
@@ -105,13 +104,7 @@ async fn connections_come_out() {
         (&connection.run, connection.grant.name.as_str()),
         (&id, "db")
     );
-    let mut io = connection.io;
-    let mut line = [0; 6];
-    io.read_exact(&mut line).await.unwrap();
-    assert_eq!(&line, b"hello\n");
-    io.write_all(b"answer\n").await.unwrap();
-    io.shutdown().await.unwrap();
-    drop(io);
+    common::answer(connection.io).await;
     let status = in_time(LIMIT, cluster.wait(&id)).await.unwrap();
     let logs = cluster.logs_bytes(&id, 10_000).await.unwrap();
     let logs = String::from_utf8_lossy(&logs).into_owned();

@@ -103,12 +103,7 @@ async fn everything_goes_by_the_proxy() {
     let mut connections = cluster.connections();
     cluster.run(&id, &spec).await.unwrap();
     let connection = in_time(LIMIT, connections.next()).await.unwrap().unwrap();
-    let mut io = connection.io;
-    let mut line = [0; 6];
-    io.read_exact(&mut line).await.unwrap();
-    assert_eq!(&line, b"hello\n");
-    io.write_all(b"answer\n").await.unwrap();
-    io.shutdown().await.unwrap();
+    common::answer(connection.io).await;
     let status = in_time(LIMIT, cluster.wait(&id)).await.unwrap();
     assert_eq!(status.phase, RunPhase::Finished(Outcome::Exited(0)));
     let logs = cluster.logs_bytes(&id, 1000).await.unwrap();

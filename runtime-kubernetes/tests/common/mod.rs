@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use v6_runtime::{
     CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId,
     RunPhase, RunSpec, Runtime,
@@ -222,6 +223,15 @@ pub fn bytes(n: u64) -> NonZeroU64 {
 
 pub fn file(at: &str, limit: u64) -> Output {
     Output::file(path(at), bytes(limit))
+}
+
+/// What the probe's `connect HOST PORT hello` meets at the other end.
+pub async fn answer(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    let mut line = [0; 6];
+    io.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"hello\n");
+    io.write_all(b"answer\n").await.unwrap();
+    io.shutdown().await.unwrap();
 }
 
 pub async fn remove(runtime: &KubernetesRuntime, id: &RunId) {
