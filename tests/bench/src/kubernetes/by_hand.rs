@@ -20,8 +20,6 @@ use crate::ours::{Ours, check};
 const LABEL: &str = "v6-bench";
 /// The container that a verdict comes from.
 const PROGRAM: &str = "program";
-/// How long one watch lasts at most, in seconds: the client library takes no more than 294.
-const WATCH: u32 = 290;
 
 /// The API server, and what a run of ours looked like there.
 pub(crate) struct ByHand {
@@ -138,7 +136,7 @@ impl ByHand {
     /// Waits until a pod is so, or gone (`None`).
     async fn when(&self, seen: &Pod, so: impl Fn(&Pod) -> bool) -> Result<Option<Pod>> {
         let only = format!("metadata.name={}", seen.name_any());
-        let watch = WatchParams::default().fields(&only).timeout(WATCH);
+        let watch = WatchParams::default().fields(&only);
         let from = seen.resource_version().unwrap_or_default();
         let mut events = Box::pin(self.pods.watch(&watch, &from).await?);
         while let Some(event) = events.next().await {
