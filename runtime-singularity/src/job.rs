@@ -29,8 +29,19 @@ const SETTLE: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
+/// What a run's folder says of its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Paper {
+    /// There is none yet, or will be none.
+    NoJob,
+    /// How it ended is told without Slurm.
+    Closed,
+    /// Slurm has to be asked.
+    Open(Ticket),
+}
+
 /// By what Slurm knows a run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Ticket {
     run: RunId,
     begun: bool,
@@ -141,18 +152,27 @@ impl Shared {
         id: &RunId,
     ) -> Result<Option<Look>> {
         let place = self.runs.place(id);
-        let Some(ticket) = self.open_ticket(&place, id).await? else {
-            let at = place.clone();
-            let is_job = blocking(move || at.0.attempt().map_err(unreadable(&at))).await?;
-            let holder = is_job.map_or(Holder::Monitor, |_| Holder::Job {
-                alive: false,
-                over: None,
-            });
-            return self.look_here(id, &holder).await;
+        let (paper, holder, mut look) = loop {
+            let paper = self.paper(&place, id).await?;
+            let holder = match &paper {
+                Paper::NoJob => Holder::Monitor,
+                Paper::Closed => Holder::Job {
+                    alive: false,
+                    over: None,
+                },
+                Paper::Open(ticket) => self.holder(slurm, ticket).await?,
+            };
+            let Some(look) = self.look_here(id, &holder).await? else {
+                return Ok(None);
+            };
+            // Who had the run's lock has gone on since, and that the lock is free tells nothing.
+            if holder == Holder::Monitor && self.paper(&place, id).await? != paper {
+                continue;
+            }
+            break (paper, holder, look);
         };
-        let holder = self.holder(slurm, &ticket).await?;
-        let Some(mut look) = self.look_here(id, &holder).await? else {
-            return Ok(None);
+        let Paper::Open(ticket) = paper else {
+            return Ok(Some(look));
         };
         let Holder::Job {
             over: Some(job), ..
@@ -207,25 +227,25 @@ impl Shared {
         Ok(())
     }
 
-    /// What Slurm has to be asked about; `None` if the folder tells all there is.
-    async fn open_ticket(&self, place: &Place, id: &RunId) -> Result<Option<Ticket>> {
+    /// Reads what there is of a run's job.
+    async fn paper(&self, place: &Place, id: &RunId) -> Result<Paper> {
         let (place, owner, id) = (place.clone(), self.owner().clone(), id.clone());
         blocking(move || {
             let failed = || unreadable(&place);
             let Some(attempt) = place.0.attempt().map_err(failed())? else {
-                return Ok(None);
+                return Ok(Paper::NoJob);
             };
             if place.conclusion()?.is_some() || place.0.is_forestalled().map_err(failed())? {
-                return Ok(None);
+                return Ok(Paper::Closed);
             }
             let sight = place.0.look_at_job(true).map_err(failed())?;
             if let Sight::Ended(ended) = &sight {
                 let claim = read_claim(&place).map_err(failed())?;
                 if !needs_a_reason(ended, claim.as_ref()) {
-                    return Ok(None);
+                    return Ok(Paper::Closed);
                 }
             }
-            Ok(Some(Ticket {
+            Ok(Paper::Open(Ticket {
                 begun: !matches!(sight, Sight::NotBegun { .. }),
                 id: place.job()?,
                 name: slurm::job_name(&owner, &id, &attempt),
@@ -299,9 +319,9 @@ impl Shared {
         if ended.await? {
             return Ok(false);
         }
-        match self.open_ticket(&place, id).await? {
-            None => Ok(false),
-            Some(ticket) => {
+        match self.paper(&place, id).await? {
+            Paper::NoJob | Paper::Closed => Ok(false),
+            Paper::Open(ticket) => {
                 let holder = self.holder(slurm, &ticket).await?;
                 Ok(matches!(holder, Holder::Job { alive: true, .. }))
             }
@@ -363,8 +383,10 @@ impl Shared {
         let Some(slurm) = self.slurm.clone() else {
             return Ok(None);
         };
-        let ticket = self.open_ticket(&self.runs.place(id), id).await?;
-        Ok(ticket.map(|ticket| (slurm, ticket)))
+        Ok(match self.paper(&self.runs.place(id), id).await? {
+            Paper::NoJob | Paper::Closed => None,
+            Paper::Open(ticket) => Some((slurm, ticket)),
+        })
     }
 
     /// Ends a run that waits in the queue for longer than its deadline allows.

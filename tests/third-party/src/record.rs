@@ -154,7 +154,7 @@ impl Folder {
     pub fn replace(&mut self, mut old: Self) -> io::Result<()> {
         renameat_with(CWD, &self.path, CWD, &old.path, RenameFlags::EXCHANGE)?;
         std::mem::swap(&mut self.path, &mut old.path);
-        fs::remove_dir_all(&old.path)
+        remove_whole(&old.path)
     }
 
     /// Removes what belongs to a run, its record last. What cannot be removed keeps the record.
@@ -175,7 +175,7 @@ impl Folder {
         let owner = self.path.parent().unwrap_or(Path::new("/"));
         let aside = aside(owner);
         fs::rename(&self.path, &aside)?;
-        fs::remove_dir_all(aside)
+        remove_whole(&aside)
     }
 
     /// Whether nobody is at work on the run.
@@ -267,9 +267,11 @@ impl Folder {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        // Nobody may be there to hear it: a supervisor that starts looks by itself.
+        // Nobody may be there to hear it: a supervisor that starts looks by itself, and where the
+        // bell is gone the run is just being removed.
         match self.file(BELL, OFlags::WRONLY | OFlags::NONBLOCK) {
             Ok(mut bell) => drop(bell.write(b"!")),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {}
             Err(error) => return Err(error),
         }
@@ -325,18 +327,18 @@ impl Folder {
     pub fn status(&self, id: &RunId) -> io::Result<Option<RunStatus>> {
         // Asked first: who ends work stores what came of it, and gives up the lock then.
         let idle = self.is_idle()?;
-        let state = match self.state() {
-            Ok(state) => state,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let phase = match idle {
-            true => self.left_at(state.phase)?,
-            false => state.phase,
+        let seen = self.state().and_then(|mut state| {
+            if idle {
+                state.phase = self.left_at(state.phase)?;
+            }
+            Ok(state)
+        });
+        let Some(state) = unless_removed(seen)? else {
+            return Ok(None);
         };
         let mut status = RunStatus::new(
             id.clone(),
-            phase,
+            state.phase,
             state.spec,
             state.image,
             state.annotations,
@@ -346,6 +348,27 @@ impl Folder {
         status.started = state.started;
         status.finished = state.finished;
         Ok(Some(status))
+    }
+}
+
+/// What was done with a record, or `None` if somebody has removed it meanwhile.
+pub fn unless_removed<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+/// Removes a record that is out of sight. Whoever has it open still may just put a wish into it.
+fn remove_whole(path: &Path) -> io::Result<()> {
+    const TRIES: u32 = 10;
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty && tried < TRIES => {}
+            done => return done,
+        }
     }
 }
 
@@ -371,7 +394,7 @@ pub fn sweep(owner: &Path) -> io::Result<()> {
             && let Some(mut folder) = Folder::open(&path)?
             && folder.claim()?
         {
-            fs::remove_dir_all(&path)?;
+            remove_whole(&path)?;
         }
     }
     Ok(())

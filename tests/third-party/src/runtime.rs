@@ -28,7 +28,7 @@ use crate::images::Images;
 use crate::inside::UNSHARE;
 use crate::logs::Log;
 use crate::notices::{News, Notices};
-use crate::record::{Folder, State, later, sweep};
+use crate::record::{Folder, State, later, sweep, unless_removed};
 use crate::start::{start, store};
 
 /// How long whoever is at work on a run may take to let go of it.
@@ -501,9 +501,11 @@ fn cancel(folder: &Folder, id: &RunId, grace: Option<Duration>) -> io::Result<Op
     if known.phase.is_finished() {
         return Ok(Some(Cancelled::AlreadyFinished));
     }
-    let grace = grace.unwrap_or(folder.state()?.grace);
-    folder.wish(later(SystemTime::now(), grace))?;
-    Ok(Some(Cancelled::Requested))
+    let wished = folder.state().and_then(|state| {
+        let grace = grace.unwrap_or(state.grace);
+        folder.wish(later(SystemTime::now(), grace))
+    });
+    Ok(unless_removed(wished)?.map(|()| Cancelled::Requested))
 }
 
 /// How far a call of `cleanup` has got.

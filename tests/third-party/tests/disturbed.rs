@@ -2,12 +2,13 @@
 //! somebody else's folder is where a run's would be. `V6_PROBE` is the path of v6-probe.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use process_runtime::ProcessRuntime;
 use rustix::process::{Pid, Signal, kill_process};
 use v6_runtime::{
-    CleanedUp, CleanupOptions, ErrorKind, ImageRef, Outcome, Owner, PullPolicy, RunId, RunSpec,
-    Runtime, RuntimeExt,
+    CancelOptions, CleanedUp, CleanupOptions, ErrorKind, ImageRef, Outcome, Owner, PullPolicy,
+    RunId, RunSpec, Runtime, RuntimeExt,
 };
 
 type Tested = Result<(), Box<dyn std::error::Error>>;
@@ -96,5 +97,48 @@ async fn a_strangers_folder_is_spared() -> Tested {
     let forced = CleanupOptions::default().with_force(true);
     assert_eq!(runtime.cleanup(&id, forced).await?, CleanedUp::Absent);
     assert_eq!(std::fs::read_to_string(theirs.join("letter"))?, "dear");
+    Ok(())
+}
+
+/// As many processes would: whoever comes second may look just when the first takes away what it
+/// looks at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_run_can_be_removed_by_many_at_once() -> Tested {
+    const ROUNDS: usize = 40;
+    let folder = Folder::new("many")?;
+    let mut runtimes = Vec::new();
+    for _ in 0..4 {
+        runtimes.push(sleeper(&folder).await?);
+    }
+    for round in 0..ROUNDS {
+        let id = RunId::new(format!("many{round}"))?;
+        let (first, spec) = &runtimes[0];
+        first.run(&id, spec).await?;
+        let forced = CleanupOptions::default().with_force(true);
+        let (id, forced) = (&id, &forced);
+        let removals = runtimes.iter().map(|(runtime, _)| async move {
+            tokio::try_join!(runtime.cleanup(id, forced.clone()), async {
+                // Until it is gone.
+                loop {
+                    let asked = match runtime.cancel(id, CancelOptions::default()).await {
+                        Ok(_) => runtime.status(id).await.map(drop),
+                        Err(error) => Err(error),
+                    };
+                    match asked {
+                        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                        asked => asked?,
+                    }
+                }
+            })
+        });
+        futures_util::future::try_join_all(removals).await?;
+        // A supervisor gives up the run just before it ends itself.
+        let ending = async {
+            while !processes(&folder).is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ending).await?;
+    }
     Ok(())
 }
