@@ -178,7 +178,8 @@ async fn a_hundred_run_at_once() {
     let spec = bench
         .probe(&cluster, "text /data/out made then sleep 600000")
         .await
-        .with_output(output("result"), file("/data/out", 1000));
+        .with_output(output("result"), file("/data/out", 1000))
+        .with_grace(Duration::from_secs(60));
     let names: Vec<_> = (0..100)
         .map(|number| id(&format!("at-once-{number}")))
         .collect();
@@ -206,8 +207,11 @@ async fn a_hundred_run_at_once() {
 
     let (before, began) = (requests(&way), Instant::now());
     let end = |name| async move {
-        let now = CancelOptions::default().with_grace(Duration::ZERO);
-        cluster.cancel(name, now).await.unwrap();
+        // With the grace of its spec: a pod that has less is deleted, and its output with it.
+        cluster
+            .cancel(name, CancelOptions::default())
+            .await
+            .unwrap();
         let ended = tracker.wait(name).await.unwrap();
         assert_eq!(ended.outcome(), Some(&Outcome::Cancelled), "{name}");
         let made = cluster.collect_bytes(name, &output("result"), 1000).await;
