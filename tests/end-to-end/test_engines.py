@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import other_engines as engines
 from bed import PYTHON, RUST, Collaboration, until
-from deployed import HEALTH, claims_made, kubectl
+from deployed import HEALTH, claims_made, kubectl, next_image_of_node
 
 import expected
 import pandas as pd
@@ -156,9 +156,12 @@ class InCluster(Nodes, unittest.TestCase):
             with self.assertRaisesRegex(AssertionError, "logFormat"):
                 node.upgrade("logFormat=xml")
             self.assertEqual((node.running(), node.revision()), (before, revision))
-            node.upgrade("node.logging.level=DEBUG", "--wait")
+            image = next_image_of_node()
+            node.upgrade(f"image={image},node.logging.level=DEBUG", "--wait")
             upgraded = node.running()
             self.assertNotEqual(upgraded, before)
+            (pod,) = node.pods("node")
+            self.assertIn(image, [container["image"] for container in pod["spec"]["containers"]])
             self.assertIn("DEBUG", node.log_of_pod())
             # The chart hands this on, and the node refuses it.
             node.upgrade("runtime.max_concurrent_runs=many")
