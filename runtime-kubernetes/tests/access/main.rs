@@ -12,4 +12,5 @@ mod logins;
 mod places;
 mod plugins;
 mod proxies;
+mod tls;
 mod trust;
