@@ -8,7 +8,9 @@ mod common;
 
 mod contexts;
 mod given;
+mod issuer;
 mod logins;
+mod oidc;
 mod places;
 mod plugins;
 mod proxies;
