@@ -27,7 +27,7 @@ pub(crate) async fn find(ours: &KubernetesConfig) -> Result<Access> {
     if ours.kubeconfig.is_none() && ours.context.is_none() && is_none(&read) {
         return inside();
     }
-    let file = read.map_err(|error| Error::Config(chain(&error)))?;
+    let file = read.map_err(|error| unread(&error))?;
     let (name, context) = choose(&file, ours.context.as_deref())?;
     if let Some(user) = context.user.as_deref().filter(|user| !user.is_empty())
         && !file.auth_infos.iter().any(|known| known.name == user)
@@ -60,6 +60,17 @@ pub(crate) async fn find(ours: &KubernetesConfig) -> Result<Access> {
     // What the library thinks is not it: it asks whether NO_PROXY has the proxy, not the server.
     config.proxy_url = None;
     Ok(Access { config, proxy })
+}
+
+/// What is wrong with a kubeconfig, without what it says there, as the library tells it: it may be a token.
+fn unread(error: &KubeconfigError) -> Error {
+    let KubeconfigError::Parse(error) = error else {
+        return Error::Config(chain(error));
+    };
+    let place = error.location();
+    let place = place.map(|it| format!(", line {}, column {}", it.line(), it.column()));
+    let place = place.unwrap_or_default();
+    Error::Config(format!("the kubeconfig cannot be understood{place}"))
 }
 
 /// Whether there is no kubeconfig, other than one that is wrong.
@@ -152,7 +163,7 @@ fn usable(found: Intercept) -> Result<Intercept> {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
@@ -206,6 +217,19 @@ mod tests {
         ] {
             let error = of(Some(wrong), "", "", SERVER).expect_err(wrong);
             assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_a_kubeconfig_is_not_told() {
+        for wrong in [
+            "users:\n- {name: u, user: {token: hunter2, ]}",
+            "users:\n- {name: u, user: hunter2}",
+            "contexts: hunter2",
+        ] {
+            let error = unread(&Kubeconfig::from_yaml(wrong).expect_err(wrong)).to_string();
+            assert!(error.contains("understood, line "), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 

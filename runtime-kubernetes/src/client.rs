@@ -14,6 +14,7 @@ use kube::{Client, Config};
 use rustls::CertificateError;
 use tower::limit::RateLimitLayer;
 use tower::retry::RetryLayer;
+use tower::util::MapErr;
 use tower::{BoxError, ServiceBuilder};
 
 use crate::access::Access;
@@ -35,6 +36,7 @@ pub(crate) async fn open(
     if credentials.has_words().await {
         // It has been run: for a certificate it would be once more.
         config.auth_info.exec = None;
+        config.auth_info.auth_provider = None;
     }
     let mut straight = HttpConnector::new();
     straight.enforce_http(false);
@@ -59,7 +61,8 @@ pub(crate) async fn open(
     // That is the API server's name.
     to_proxy.tls_server_name = None;
     let connector = to_proxy.rustls_https_connector_with_connector(straight);
-    let mut tunnel = Tunnel::new(proxy.uri().clone(), connector.map_err(&failed)?);
+    let connector = MapErr::new(connector.map_err(&failed)?, ProxyError);
+    let mut tunnel = Tunnel::new(proxy.uri().clone(), connector);
     if let Some(login) = proxy.basic_auth() {
         tunnel = tunnel.with_auth(login.clone());
     }
@@ -103,6 +106,11 @@ where
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 
+/// What goes wrong on the way to the proxy, not on that through it.
+#[derive(Debug, thiserror::Error)]
+#[error("connecting to the proxy")]
+struct ProxyError(#[source] BoxError);
+
 /// Says of a connection that could not be made where to it was, and what to look at.
 fn explain(error: BoxError, place: &str) -> BoxError {
     let connecting = error.downcast_ref::<HttpError>();
@@ -110,9 +118,14 @@ fn explain(error: BoxError, place: &str) -> BoxError {
         return error;
     }
     let why = deepest(&*error);
+    let proxy = find::<ProxyError>(&*error).is_some();
     let advice = match certificate(&*error) {
         None => "",
-        Some(CertificateError::UnknownIssuer) => {
+        Some(why) if is_stranger(why) && proxy => {
+            "; the authority of the proxy's certificate has to be in the kubeconfig's \
+             `certificate-authority`, too"
+        }
+        Some(why) if is_stranger(why) => {
             "; its certificate is of another authority than the kubeconfig's `certificate-authority`"
         }
         Some(
@@ -121,18 +134,38 @@ fn explain(error: BoxError, place: &str) -> BoxError {
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. },
         ) => "; is this machine's clock right?",
+        Some(_) if proxy => "; `proxy-url` has to have a name that is in the proxy's certificate",
         Some(_) => "; see `certificate-authority` and `tls-server-name` of the kubeconfig",
     };
     ClientError::Connect(format!("{place}: {why}{advice}")).into()
 }
 
 /// What is wrong with the other end's certificate, if that is it.
-fn certificate<'a>(
-    mut error: &'a (dyn std::error::Error + 'static),
+pub(crate) fn certificate<'a>(
+    error: &'a (dyn std::error::Error + 'static),
 ) -> Option<&'a CertificateError> {
+    match find(error)? {
+        rustls::Error::InvalidCertificate(why) => Some(why),
+        _ => None,
+    }
+}
+
+/// Whether a certificate is of an authority that is not known. Many have the same name as that: of a
+/// cluster, it is often `kubernetes`.
+pub(crate) fn is_stranger(why: &CertificateError) -> bool {
+    matches!(
+        why,
+        CertificateError::UnknownIssuer | CertificateError::BadSignature
+    )
+}
+
+/// The first error of a type, below all wrapping.
+fn find<'a, E: std::error::Error + 'static>(
+    mut error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a E> {
     loop {
-        if let Some(rustls::Error::InvalidCertificate(why)) = error.downcast_ref() {
-            return Some(why);
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         let held = error.downcast_ref::<std::io::Error>();
         error = match held.and_then(std::io::Error::get_ref) {

@@ -198,8 +198,8 @@ fn is_homeless(status: &kube::core::Status) -> bool {
 fn words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 401 => {
-            "the cluster does not know our login (401): it has expired or was withdrawn, or this \
-             machine's clock is wrong"
+            "the cluster does not know our login (401): it has expired or was withdrawn, is of an \
+             issuer that the API server does not trust, or this machine's clock is wrong"
                 .to_owned()
         }
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),

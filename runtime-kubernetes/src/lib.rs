@@ -72,6 +72,7 @@ mod lease;
 mod logs;
 mod look;
 mod obstacle;
+mod oidc;
 mod placement;
 mod pod;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use kube::Config;
 use kube::client::middleware::AuthLayer;
@@ -16,6 +17,7 @@ use tower::{BoxError, Layer, Service, ServiceExt};
 use crate::access;
 use crate::config::KubernetesConfig;
 use crate::error::{ClientError, Error, Result};
+use crate::oidc;
 
 /// A token's file is read again after so long, as client-go does.
 const FILE_AGE: Duration = Duration::from_secs(60);
@@ -23,16 +25,26 @@ const FILE_AGE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(5);
 /// So much is told of what a plugin says.
 const WORDS: usize = 300;
+const NO_WORD: &str = "the token cannot be sent: is it one word?";
 
 pub(crate) struct Credentials {
     ours: KubernetesConfig,
     held: Mutex<Held>,
 }
 
+/// What shows who we are.
+#[derive(Clone)]
+enum Shown {
+    /// The connection's certificate, or nothing.
+    Nothing,
+    /// What the library adds to a request.
+    Added(Arc<AuthLayer>),
+    OpenId(Arc<oidc::Provider>),
+}
+
 #[derive(Clone)]
 struct Held {
-    /// Adds what shows it; nothing where a certificate does.
-    layer: Option<Arc<AuthLayer>>,
+    shown: Shown,
     info: AuthInfo,
     /// Which this is of those that there were.
     number: u64,
@@ -41,12 +53,18 @@ struct Held {
     tried: Option<Instant>,
 }
 
+impl Held {
+    fn is_open_id(&self) -> bool {
+        matches!(self.shown, Shown::OpenId(_))
+    }
+}
+
 impl Credentials {
     /// Gets what the configuration says, which may be by a plugin's run.
     pub(crate) async fn new(ours: &KubernetesConfig, config: &Config) -> Result<Self> {
-        let layer = layer(config, ours.call_timeout).await?;
+        let shown = shown(config, ours.call_timeout).await?;
         let held = Held {
-            layer,
+            shown,
             info: config.auth_info.clone(),
             number: 0,
             made: Instant::now(),
@@ -60,7 +78,7 @@ impl Credentials {
 
     /// Whether it is shown by words, not by a certificate.
     pub(crate) async fn has_words(&self) -> bool {
-        self.held.lock().await.layer.is_some()
+        !matches!(self.held.lock().await.shown, Shown::Nothing)
     }
 
     async fn current(&self) -> Held {
@@ -68,7 +86,11 @@ impl Credentials {
         if held.info.token_file.is_some() && held.made.elapsed() >= FILE_AGE {
             // Whoever cannot be read any more may still be believed.
             held.made = Instant::now();
-            if let Err(error) = self.renew(&mut held).await {
+            let renewed = match access::find(&self.ours).await {
+                Ok(found) => self.take(&mut held, found.config).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = renewed {
                 tracing::warn!(%error, "the token cannot be read anew");
             }
         }
@@ -81,28 +103,46 @@ impl Credentials {
         if held.number != number {
             return Ok(Some(held.clone()));
         }
-        // The library keeps what it got of such a provider: the file has only the first of it.
-        let kept = held.info.auth_provider.is_some();
-        if kept || held.tried.is_some_and(|tried| tried.elapsed() < PAUSE) {
+        if held.tried.is_some_and(|tried| tried.elapsed() < PAUSE) {
             return Ok(None);
         }
         held.tried = Some(Instant::now());
-        self.renew(&mut held).await?;
+        let found = access::find(&self.ours).await?;
+        // Of what such a provider gives, the file has only the first: we have more, until that is another.
+        if let (Some(ours), Some(theirs)) = (
+            &held.info.auth_provider,
+            &found.config.auth_info.auth_provider,
+        ) && (&ours.name, &ours.config) == (&theirs.name, &theirs.config)
+        {
+            return Ok(None);
+        }
+        self.take(&mut held, found.config).await?;
         Ok(Some(held.clone()))
     }
 
-    async fn renew(&self, held: &mut Held) -> Result<()> {
-        let found = access::find(&self.ours).await?;
-        held.layer = layer(&found.config, self.ours.call_timeout).await?;
-        held.info = found.config.auth_info;
+    async fn take(&self, held: &mut Held, found: Config) -> Result<()> {
+        held.shown = shown(&found, self.ours.call_timeout).await?;
+        held.info = found.auth_info;
         held.number += 1;
         held.made = Instant::now();
         Ok(())
     }
 }
 
+/// What a configuration says that shows who we are.
+async fn shown(config: &Config, limit: Duration) -> Result<Shown> {
+    if let Some(provider) = &config.auth_info.auth_provider
+        && provider.name == "oidc"
+    {
+        let provider = oidc::Provider::new(&provider.config, limit)?;
+        return Ok(Shown::OpenId(Arc::new(provider)));
+    }
+    let layer = layer(config, limit).await?;
+    Ok(layer.map_or(Shown::Nothing, |layer| Shown::Added(Arc::new(layer))))
+}
+
 /// What adds who we are to requests.
-async fn layer(config: &Config, limit: Duration) -> Result<Option<Arc<AuthLayer>>> {
+async fn layer(config: &Config, limit: Duration) -> Result<Option<AuthLayer>> {
     let mut config = config.clone();
     if let (None, Some(path)) = (&config.auth_info.token, &config.auth_info.token_file) {
         let token = tokio::fs::read_to_string(path).await.map_err(|error| {
@@ -132,19 +172,17 @@ async fn layer(config: &Config, limit: Duration) -> Result<Option<Arc<AuthLayer>
     let got = match tokio::time::timeout(limit, told).await {
         Ok(Ok(got)) => got,
         Ok(Err(_)) => {
-            let why = "the token cannot be sent: is it one word?";
-            return Err(Error::SignIn(why.into()));
+            return Err(Error::SignIn(NO_WORD.into()));
         }
         Err(_) => {
             let why = format!("{} does not answer within {limit:?}", plugin(&info));
             return Err(Error::SignIn(why));
         }
     };
-    let layer = got.map_err(|error| match error {
+    got.map_err(|error| match error {
         kube::Error::Auth(error) => Error::SignIn(words(&info, &error)),
         other => Error::api("signing in at the cluster")(other),
-    })?;
-    Ok(layer.map(Arc::new))
+    })
 }
 
 fn plugin(info: &AuthInfo) -> String {
@@ -179,8 +217,7 @@ fn words(info: &AuthInfo, error: &AuthError) -> String {
         AuthError::MalformedTokenExpirationDate(_) => {
             format!("{who} gives an `expirationTimestamp` that is no time")
         }
-        AuthError::InvalidBearerToken(_) => "the token cannot be sent: is it one word?".to_owned(),
-        AuthError::Oidc(error) => format!("OpenID Connect: {error}"),
+        AuthError::InvalidBearerToken(_) => NO_WORD.to_owned(),
         other => other.to_string(),
     }
 }
@@ -214,28 +251,59 @@ where
             let again = again.map(|body| Request::from_parts(parts.clone(), body));
             let held = credentials.current().await;
             let request = Request::from_parts(parts, body);
-            let answer = send(&held, inner.clone(), request).await?;
+            let answer = send(&held, inner.clone(), request).await;
+            let over = match &answer {
+                Ok(answer) => answer.status() == StatusCode::UNAUTHORIZED,
+                // A plugin has just been asked.
+                Err(error) => held.is_open_id() && is_sign_in(error),
+            };
             match again {
-                Some(again) if answer.status() == StatusCode::UNAUTHORIZED => {
-                    match credentials.instead_of(held.number).await {
-                        Ok(Some(other)) => send(&other, inner, again).await,
-                        Ok(None) => Ok(answer),
-                        Err(error) => Err(ClientError::SignIn(error.to_string()).into()),
+                Some(again) if over => match credentials.instead_of(held.number).await {
+                    Ok(Some(other)) => send(&other, inner, again).await,
+                    Ok(None) => answer,
+                    Err(error) => {
+                        let before = answer.err().map(|before| format!("{before}; "));
+                        let why = format!("{}{error}", before.unwrap_or_default());
+                        Err(ClientError::SignIn(why).into())
                     }
-                }
-                _ => Ok(answer),
+                },
+                _ => answer,
             }
         })
     }
 }
 
-async fn send<S, B>(held: &Held, inner: S, request: Request<Body>) -> Result<Response<B>, BoxError>
+fn is_sign_in(error: &BoxError) -> bool {
+    let ours = error.downcast_ref();
+    matches!(ours, Some(ClientError::SignIn(_)))
+}
+
+async fn bearer(provider: &Arc<oidc::Provider>) -> Result<HeaderValue> {
+    let token = provider.token().await?;
+    let header = HeaderValue::try_from(format!("Bearer {}", token.expose()));
+    let mut header = header.map_err(|_| Error::SignIn(NO_WORD.into()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+async fn send<S, B>(
+    held: &Held,
+    inner: S,
+    mut request: Request<Body>,
+) -> Result<Response<B>, BoxError>
 where
     S: Service<Request<Body>, Response = Response<B>, Error = BoxError> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let Some(layer) = &held.layer else {
-        return inner.oneshot(request).await;
+    let layer = match &held.shown {
+        Shown::Nothing => return inner.oneshot(request).await,
+        Shown::Added(layer) => layer,
+        Shown::OpenId(provider) => {
+            let shown = bearer(provider).await;
+            let shown = shown.map_err(|error| ClientError::SignIn(error.to_string()))?;
+            request.headers_mut().insert(AUTHORIZATION, shown);
+            return inner.oneshot(request).await;
+        }
     };
     let sent = layer.layer(inner).oneshot(request).await;
     sent.map_err(|error| match error.downcast_ref::<AuthError>() {

@@ -20,6 +20,10 @@
 #   kubernetes.sh second-api WORKDIR [stop]
 #                                  a second API server, that keeps nothing of what etcd forgets;
 #                                  prints its ADDRESS:PORT without a login, or stops it again
+#   kubernetes.sh oidc-api WORKDIR FILE|stop
+#                                  an API server more, that also trusts the issuers of OpenID
+#                                  Connect in FILE, an AuthenticationConfiguration; prints its
+#                                  ADDRESS:PORT, with TLS, or stops it again
 #   kubernetes.sh stop WORKDIR     ends the cluster and its pods; keeps its state
 #   kubernetes.sh down WORKDIR     ends it and removes all that it left
 #
@@ -201,9 +205,32 @@ second-api() {
 
 stop_second_api() {
 	stop_program second-proxy
+	stop_api_server second-apiserver
+}
+
+stop_api_server() {
 	# It waits for its watches to end, and has nothing to write down.
-	if alive second-apiserver; then kill -KILL "$(cut -d' ' -f1 "$work/run/second-apiserver.pid")"; fi
-	stop_program second-apiserver
+	if alive "$1"; then kill -KILL "$(cut -d' ' -f1 "$work/run/$1.pid")"; fi
+	stop_program "$1"
+}
+
+oidc-api() {
+	local port
+	names
+	case ${1:-} in
+		stop) stop_api_server oidc-apiserver && return 0 ;;
+		/*) [ -r "$1" ] || die "oidc-api: $1 cannot be read" ;;
+		*) die "oidc-api: the path of a file is needed, or stop" ;;
+	esac
+	alive kube-apiserver || die "our own API server does not run"
+	# One that a test has left trusts the issuers of that.
+	stop_api_server oidc-apiserver
+	port=$(free_port)
+	api_server oidc-apiserver --secure-port="$port" --bind-address=127.0.0.1 --endpoint-reconciler-type=none \
+		--authentication-config="$1"
+	wait_for oidc-apiserver "an answer from the API server that trusts other issuers" \
+		kubectl --server "https://127.0.0.1:$port" get --raw /readyz
+	echo "127.0.0.1:$port"
 }
 
 compact() {
@@ -260,6 +287,7 @@ stop() {
 	done
 	names
 	stop_second_api
+	stop_api_server oidc-apiserver
 	# Nothing may start pods any more, before their processes are ended.
 	for name in volumes kubectl-proxy netpol kube-proxy kube-scheduler kube-controller-manager kubelet; do stop_program $name; done
 	end_pods

@@ -29,7 +29,7 @@ service_main() {
 	# The path of a unix socket has room for 107 bytes.
 	[ ${#work} -le 60 ] || die "WORKDIR is too long for unix sockets (60 characters at most): $work"
 	mkdir -p "$work"/{run,log}
-	case $verb in up | stop | down | crash | push | forget | machine | fill | lose | remove | compact | second-api) ;; *) die "$usage" ;; esac
+	case $verb in up | stop | down | crash | push | forget | machine | fill | lose | remove | compact | second-api | oidc-api) ;; *) die "$usage" ;; esac
 	exec 9>"$work/run/lock"
 	# What is to be lost is so at once, whatever else is being done.
 	[ "$verb" = lose ] || flock -w 300 9 || die "another script has been at work on $work for 300 s"

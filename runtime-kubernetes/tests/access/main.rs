@@ -8,8 +8,11 @@ mod common;
 
 mod contexts;
 mod given;
+mod issuer;
 mod logins;
+mod oidc;
 mod places;
 mod plugins;
 mod proxies;
+mod tls;
 mod trust;
