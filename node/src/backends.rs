@@ -91,6 +91,8 @@ async fn kubernetes(config: &Config) -> Result<Arc<dyn Runtime>> {
         .with_placement_by_annotation(by_step.collect::<Result<_>>()?)
         .with_placement_by_image(by_image.collect::<Result<_>>()?)
         .with_cpu_request_milli(own.booked_cpu_milli)
+        .with_helper_cpu_milli(own.helper_cpu_milli)
+        .with_ephemeral_storage_bytes(own.ephemeral_storage_bytes)
         .with_credentials(credentials(config))
         .with_gpu_resource(own.gpu.clone())
         .with_user_namespaces(own.user_namespaces);

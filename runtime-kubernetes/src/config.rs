@@ -39,6 +39,13 @@ pub struct KubernetesConfig {
     pub cpu_milli: NonZeroU32,
     /// Processor time that is booked for each run, whatever it may use at most; `None` books all of that.
     pub cpu_request_milli: Option<NonZeroU32>,
+    /// Processor time that each container of the helper may use at most, in thousandths of one core. `None` is no limit, which is
+    /// refused where a quota counts `limits.cpu` and no LimitRange gives one. A small one was seen to delay a start by seconds.
+    pub helper_cpu_milli: Option<NonZeroU32>,
+    /// What a run may keep on its machine's disk, and books of it (`ephemeral-storage`), in bytes: its streamed input, its
+    /// outputs where they are in its pod, and its log, all together. A run that keeps more is evicted. `None` books nothing; outputs have
+    /// their limits all the same.
+    pub ephemeral_storage_bytes: Option<NonZeroU64>,
     /// The temporary folder's size in bytes; 256 MiB. It is in memory, and counts there.
     pub scratch_bytes: NonZeroU64,
     /// Private registries: asked with these, and given to the cluster with each run.
@@ -139,6 +146,8 @@ impl KubernetesConfig {
             memory_bytes: bytes(2 << 30),
             cpu_milli: NonZeroU32::new(1000).unwrap_or(NonZeroU32::MIN),
             cpu_request_milli: None,
+            helper_cpu_milli: None,
+            ephemeral_storage_bytes: None,
             scratch_bytes: bytes(256 << 20),
             credentials: Vec::new(),
             insecure_registries: Vec::new(),
@@ -206,6 +215,8 @@ setters! { KubernetesConfig:
     with_memory_bytes memory_bytes: NonZeroU64,
     with_cpu_milli cpu_milli: NonZeroU32,
     with_cpu_request_milli cpu_request_milli: Option<NonZeroU32>,
+    with_helper_cpu_milli helper_cpu_milli: Option<NonZeroU32>,
+    with_ephemeral_storage_bytes ephemeral_storage_bytes: Option<NonZeroU64>,
     with_scratch_bytes scratch_bytes: NonZeroU64,
     with_credentials credentials: Vec<RegistryCredentials>,
     with_insecure_registries insecure_registries: Vec<String>,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, EnvVarSource, HostAlias, LocalObjectReference, Pod,
@@ -34,7 +35,9 @@ pub(crate) const KEY_DIR: &str = "/v6/key";
 const GIVEN_DIR: &str = "/v6/given";
 const IN_DIR: &str = "/v6/in";
 pub(crate) const OUT_DIR: &str = "/v6/out";
-/// What the helper needs.
+/// What the helper needs. It has no limit of processor time by itself: a small one was seen to delay a
+/// container's start by seconds.
+const HELPER_CPU: u32 = 10;
 const HELPER_MEMORY: &str = "128Mi";
 
 /// What a run's pod is made of.
@@ -200,6 +203,12 @@ pub(crate) fn helper(
     mounts: Vec<VolumeMount>,
 ) -> Container {
     let quantity = |text: &str| Quantity(text.to_owned());
+    let milli = |milli: u32| Quantity(format!("{milli}m"));
+    let most = config.helper_cpu_milli.map(NonZeroU32::get);
+    let booked = most.map_or(HELPER_CPU, |most| most.min(HELPER_CPU));
+    let limits = [("memory".to_owned(), quantity(HELPER_MEMORY))];
+    let limits = limits.into_iter();
+    let limits = limits.chain(most.map(|most| ("cpu".to_owned(), milli(most))));
     Container {
         name: name.into(),
         image: Some(config.helper_image.to_string()),
@@ -208,13 +217,12 @@ pub(crate) fn helper(
         args: Some(args),
         volume_mounts: Some(mounts),
         security_context: Some(floor()),
-        // A small limit of processor time was seen to delay a container's start by seconds.
         resources: Some(ResourceRequirements {
             requests: Some(BTreeMap::from([
-                ("cpu".into(), quantity("10m")),
+                ("cpu".into(), milli(booked)),
                 ("memory".into(), quantity("16Mi")),
             ])),
-            limits: Some(BTreeMap::from([("memory".into(), quantity(HELPER_MEMORY))])),
+            limits: Some(limits.collect()),
             ..ResourceRequirements::default()
         }),
         ..Container::default()
@@ -298,6 +306,10 @@ fn program(parts: &Parts<'_>) -> Container {
         ("cpu".to_owned(), Quantity(format!("{cpu}m"))),
         ("memory".to_owned(), Quantity(memory.to_string())),
     ]);
+    // The sum over a pod's containers is the limit of its volumes, too, so one of them has it all.
+    if let Some(disk) = config.ephemeral_storage_bytes {
+        limits.insert("ephemeral-storage".to_owned(), Quantity(disk.to_string()));
+    }
     if let (Some(Gpu::Count(count)), Some(name)) = (resources.gpu, &config.gpu_resource) {
         limits.insert(name.clone(), Quantity(count.to_string()));
     }

@@ -253,6 +253,43 @@ fn no_more_is_booked_than_may_be_used() {
 }
 
 #[test]
+fn disk_is_booked_where_that_is_wanted() {
+    let disk = NonZeroU64::new(1 << 30);
+    let config = config().with_ephemeral_storage_bytes(disk);
+    let of = |config: &KubernetesConfig| {
+        let pod = made(&spec(), config);
+        let resources = container(&pod, PROGRAM).resources.clone().unwrap();
+        [resources.requests, resources.limits].map(|all| {
+            let disk = all.unwrap().get("ephemeral-storage").cloned();
+            disk.map(|quantity| quantity.0)
+        })
+    };
+    assert_eq!(
+        of(&config),
+        [Some("1073741824".into()), Some("1073741824".into())]
+    );
+    let without = config.with_ephemeral_storage_bytes(None);
+    assert_eq!(of(&without), [None, None]);
+}
+
+#[test]
+fn the_helper_has_the_processor_it_is_given() {
+    for (most, booked) in [
+        (None, "10m"),
+        (NonZeroU32::new(500), "10m"),
+        (NonZeroU32::new(5), "5m"),
+    ] {
+        let pod = made(&spec(), &config().with_helper_cpu_milli(most));
+        for name in [RECEIVE, SIDECAR] {
+            let resources = container(&pod, name).resources.clone().unwrap();
+            assert_eq!(resources.requests.unwrap()["cpu"].0, booked);
+            let limit = resources.limits.unwrap().get("cpu").cloned();
+            assert_eq!(limit.map(|cpu| cpu.0), most.map(|most| format!("{most}m")));
+        }
+    }
+}
+
+#[test]
 fn a_grace_has_whole_seconds() {
     let spec = spec().with_grace(Duration::from_millis(1500));
     let pod = made(&spec, &config());

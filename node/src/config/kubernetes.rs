@@ -1,7 +1,7 @@
 //! The `runtime.kubernetes:` section.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use v6_runtime::ImageRef;
 
@@ -55,6 +55,12 @@ pub(super) fn read(context: &Context, section: &Section<'_>) -> Kubernetes {
         booked_cpu_milli: section
             .read("booked_cpus", Field::cpus)
             .and_then(NonZeroU32::new),
+        helper_cpu_milli: section
+            .read("helper_cpus", Field::cpus)
+            .and_then(NonZeroU32::new),
+        ephemeral_storage_bytes: section
+            .read("ephemeral_storage", Field::size)
+            .and_then(NonZeroU64::new),
         gpu: word("gpu"),
         user_namespaces: section
             .read("user_namespaces", Field::boolean)

@@ -230,6 +230,8 @@ runtime:
     namespace: v6-runs
     helper_image: registry.example.org/v6-helper:1
     booked_cpus: 100m
+    helper_cpus: 0.5
+    ephemeral_storage: 20GiB
     node_selector: {zone: a}
     gpu: nvidia.com/gpu
     user_namespaces: true
@@ -259,6 +261,8 @@ runtime:
     let placement = cluster.placement;
     assert_eq!(helper.to_string(), "registry.example.org/v6-helper:1");
     assert_eq!(cluster.booked_cpu_milli.unwrap().get(), 100);
+    assert_eq!(cluster.helper_cpu_milli, NonZero::new(500));
+    assert_eq!(cluster.ephemeral_storage_bytes, NonZero::new(20 << 30));
     assert_eq!(placement.node_selector["zone"], "a");
     assert_eq!(placement.labels["kueue.x-k8s.io/queue-name"], "research");
     assert_eq!(placement.annotations["sidecar.istio.io/inject"], "false");

@@ -337,6 +337,10 @@ pub struct Kubernetes {
     pub images: BTreeMap<ImageRef, Placement>,
     /// What is booked of a processor for each run, in thousandths; all that it may use if none.
     pub booked_cpu_milli: Option<NonZeroU32>,
+    /// What each container of the helper may use of a processor at most, in thousandths.
+    pub helper_cpu_milli: Option<NonZeroU32>,
+    /// What a run may keep on its machine's disk, which is booked; in bytes.
+    pub ephemeral_storage_bytes: Option<NonZeroU64>,
     /// Under which name the machines give accelerators.
     pub gpu: Option<String>,
     /// Whether each pod has users of its own.

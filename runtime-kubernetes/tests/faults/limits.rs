@@ -1,6 +1,7 @@
 //! What a namespace may have at most, and what no machine has.
 
 use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use v6_runtime::{
 };
 use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime, Placement};
 
-use crate::common::{self, Bench, administrator, id, in_time};
+use crate::common::{self, Bench, administrator, file, id, in_time, output};
 
 const LIMIT: u64 = 90;
 
@@ -132,6 +133,49 @@ pub(crate) async fn a_quota_that_is_full_refuses_and_leaves_nothing() {
     let left = pods.list(&Default::default()).await.unwrap();
     assert!(left.items.is_empty(), "{:?}", left.items);
     room.lift("secrets").await;
+
+    // Of everything that is booked, the helper's containers included.
+    room.quota(
+        "booked",
+        json!({
+            "requests.cpu": "2", "limits.cpu": "4", "requests.memory": "8Gi", "limits.memory": "8Gi",
+            "requests.ephemeral-storage": "1Gi", "limits.ephemeral-storage": "1Gi",
+        }),
+    )
+    .await;
+    let silent = cluster.run(&id("fourth"), &spec).await.unwrap_err();
+    assert_eq!(silent.kind(), ErrorKind::Denied, "{silent}");
+    let words = "must specify limits.cpu";
+    assert!(silent.message().contains(words), "{silent}");
+    let config = room
+        .config(&bench)
+        .with_helper_cpu_milli(NonZeroU32::new(500))
+        .with_ephemeral_storage_bytes(NonZeroU64::new(600 << 20));
+    let told = KubernetesRuntime::connect(config).await.unwrap();
+    let spec = bench.probe(&told, "exit 7").await;
+    told.run(&id("fourth"), &spec).await.unwrap();
+    let full = told.run(&id("fifth"), &spec).await.unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::Quota, "{full}");
+    assert!(full.message().contains("ephemeral-storage"), "{full}");
+    let status = in_time(LIMIT, told.wait(&id("fourth"))).await.unwrap();
+    assert_eq!(status.outcome(), Some(&Outcome::Exited(7)));
+    common::remove(&told, &id("fourth")).await;
+
+    // Less than it may have of each volume, and more than it may have of all.
+    let spec = bench
+        .probe(&told, "write /data/out 700000000 then sleep 600000")
+        .await
+        .with_output(output("much"), file("/data/out", 1 << 30));
+    run_once_there_is_room(&told, "sixth", &spec).await;
+    let status = in_time(LIMIT, told.wait(&id("sixth"))).await.unwrap();
+    let Some(Outcome::Evicted(said)) = status.outcome() else {
+        panic!("{status:?}");
+    };
+    assert!(
+        said.contains("exceeds the total limit of containers"),
+        "{said}"
+    );
+    common::remove(&told, &id("sixth")).await;
     room.remove().await;
 }
 
