@@ -36,7 +36,8 @@ def push(archive: Path, name: str) -> str:
 
 def server() -> tuple[str, str]:
     """The API server's address, and its authority in PEM."""
-    (one,) = json.loads(kubectl("config", "view", "--minify", "--flatten", "-o", "json"))["clusters"]
+    (one,) = json.loads(kubectl("config", "view", "--minify", "--raw", "--flatten",
+                                   "-o", "json"))["clusters"]
     authority = base64.b64decode(one["cluster"]["certificate-authority-data"]).decode()
     return one["cluster"]["server"], authority
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import cluster
-from bed import Engine, Node, shell_variables, until
-from cluster import SERVICES, Place, kubectl, push, server
+from cluster import SERVICES, Place, account, kubectl, push, server
+from bed import Engine, Node, shell_variables
 
-WORK = ("create", "get", "list", "watch", "delete")
+VERBS = ("create", "get", "list", "watch", "delete")
 # What the Python node does in its namespace, and what it asks of the cluster when it starts.
 PYTHON_RULES = [
-    {"apiGroups": [""], "resources": ["pods", "pods/log"], "verbs": WORK},
+    {"apiGroups": [""], "resources": ["pods", "pods/log"], "verbs": VERBS},
     {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create", "delete"]},
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "list", "delete"]},
 ]
 PYTHON_EVERYWHERE = [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get", "create"]}]
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 class Contender:
@@ -56,22 +60,36 @@ class Ours(Contender, Node):
         self.most_runs = runs
 
     def up(self) -> None:
-        done = subprocess.run([self.program, "rbac", "--namespace", self.place.name],
-                              check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         self.place.make(security="restricted")
-        subprocess_given = done.stdout.decode()
-        apply_text(subprocess_given)
+        rights = self.folder / "rights.yaml"
+        self.written(rights, "rbac", "--namespace", self.place.name)
+        kubectl("apply", "-f", rights)
         config = json.loads(self.config.read_text())
         config["runtime"] |= {
             "max_concurrent_runs": self.most_runs,
             # The pods of the other node book nothing; these have to fit in beside each other.
             "run": {"pids": "none", "memory": "64MiB", "scratch": "1MiB"},
             "kubernetes": {"kubeconfig": str(self.kubeconfig()), "namespace": self.place.name,
-                           "helper_image": helper_image(self.program, self.folder),
+                           "helper_image": self.helper_image(),
                            "booked_cpus": "5m"},
         }
         self.config.write_text(json.dumps(config))
         self.start()
+
+    def written(self, path: Path, *command: str) -> str:
+        """Have the program write a file; what it says beside."""
+        with path.open("wb") as file:
+            done = subprocess.run([self.program, *command], stdin=subprocess.DEVNULL, stdout=file,
+                                  stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise AssertionError(f"v6-node {command[0]}: {done.stderr}")
+        return done.stderr.strip()
+
+    def helper_image(self) -> str:
+        archive = self.folder / "helper.tar"
+        digest = self.written(archive, "helper-image")
+        # By its content: the cluster keeps what it has fetched.
+        return push(archive, "v6-tests/bench-helper:1").removesuffix(":1") + f"@{digest}"
 
     def kubeconfig(self) -> Path:
         url, authority = server()
@@ -119,7 +137,7 @@ class Python(Contender):
     def up(self) -> None:
         python = subprocess.run([SERVICES / "python.sh", "node"], check=True, text=True,
                                 stdout=subprocess.PIPE).stdout.strip()
-        self.place.make(*cluster.account(self.place, PYTHON_RULES, PYTHON_EVERYWHERE),
+        self.place.make(*account(self.place, PYTHON_RULES, PYTHON_EVERYWHERE),
                         security="privileged")
         mounts = []
         for name, path in self.FOLDERS.items():
