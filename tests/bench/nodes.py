@@ -63,6 +63,11 @@ PLACES = ("python", "rust", "listener")
 WORK = 1
 # For how long an idle node is looked at, and how often a node's memory is, in seconds.
 IDLE, QUICK_IDLE, SAMPLE = 60.0, 15.0, 0.25
+DELIVERED = "container's exit to result at HQ"
+SPANS = {"sent to active": "active", "sent to the container's first command": "container",
+         DELIVERED: "delivered", "sent to result at HQ": "result"}
+# How many are in a second.
+UNITS = {"s": 1, "ms": 1000}
 
 
 @dataclass(frozen=True)
@@ -154,19 +159,13 @@ def rows(ours: Measured, reference: Measured) -> list[Row]:
     def add(name: str, unit: str, of: Callable[[Measured], float]) -> None:
         found.append(Row(name, unit, of(ours), reference=of(reference)))
 
-    def spans(before: str, which: Callable[[Measured], Batch], unit: str, scale: float,
-              *words: Callable) -> None:
-        for name, field in (("task sent to active", "active"),
-                            ("task sent to the container's first command", "container"),
-                            ("container's exit to result at HQ", "delivered"),
-                            ("task sent to result at HQ", "result")):
-            for word in words:
-                at = [values(which(side), field, scale) for side in (ours, reference)]
-                name_of = {statistics.median: "median", max: "max"}[word]
-                if not at[0]:
-                    raise AssertionError(f"there is nothing of {before}: {name}")
-                found.append(Row(f"{before}: {name}, {name_of}", unit, word(at[0]),
-                                 reference=word(at[1]) if at[1] else None))
+    def span(name: str, which: Callable[[Measured], Batch], field: str, unit: str,
+             word: Callable[[list[float]], float] = statistics.median) -> None:
+        """Of the tasks that were completed."""
+        mine, theirs = (values(which(of), field, UNITS[unit]) for of in (ours, reference))
+        if not mine:
+            raise AssertionError(f"our node has completed nothing: {name}")
+        found.append(Row(name, unit, word(mine), reference=word(theirs) if theirs else None))
 
     def outcome(before: str, which: Callable[[Measured], Batch]) -> None:
         add(f"{before}: results lost", "runs", lambda of: which(of).lost)
@@ -178,21 +177,31 @@ def rows(ours: Measured, reference: Measured) -> list[Row]:
         add(f"{before}: resident memory, at most", "MB", lambda of: which(of).memory)
         add(f"{before}: processor time for each run", "ms",
             lambda of: which(of).processor / which(of).tasks * 1000)
-        add(f"{before}: requests to the API server for each run", "",
+        add(f"{before}: to the API server for each run", "requests",
             lambda of: which(of).requests / which(of).tasks)
 
     add("idle: resident memory, at most", "MB", lambda of: of.idle.memory)
-    add("idle: requests to the API server a minute", "", lambda of: of.idle.requests / of.minutes)
-    one_by_one = lambda of: of.one_by_one  # noqa: E731
-    spans("one at a time", one_by_one, "ms", 1000, statistics.median, max)
+    add("idle: to the API server each minute", "requests",
+        lambda of: of.idle.requests / of.minutes)
+
+    def one_by_one(of: Measured) -> Batch:
+        return of.one_by_one
+
+    for name, field in SPANS.items():
+        span(f"one at a time: {name}, median", one_by_one, field, "ms")
+    span(f"one at a time: {DELIVERED}, max", one_by_one, "delivered", "ms", max)
     outcome("one at a time", one_by_one)
     cost("one at a time", one_by_one)
     for number, batch in enumerate(ours.at_once):
-        before, which = f"{batch.tasks} at once", lambda of, n=number: of.at_once[n]
-        add(f"{before}: first task sent to last result", "s", lambda of: which(of).seconds)
-        outcome(before, which)
-        spans(before, which, "s", 1, statistics.median)
-        cost(before, which)
+        def at_once(of: Measured, number: int = number) -> Batch:
+            return of.at_once[number]
+
+        before = f"{batch.tasks} at once"
+        add(f"{before}: first task sent to last result", "s", lambda of: at_once(of).seconds)
+        outcome(before, at_once)
+        for name, field in SPANS.items():
+            span(f"{before}: {name}, median", at_once, field, "s")
+        cost(before, at_once)
     return found
 
 
@@ -214,7 +223,8 @@ def seed(services: Services, folder: Path, algorithm: str) -> dict:
 
     script("seed.py", "--hq", services.environment["V6_HQ_URL"], "--auth",
            services.environment["V6_AUTH_URL"], "--out", path, "--collaboration", name,
-           "--orgs", ",".join(f"{name}-{place}" for place in PLACES), "--user", f"{name}-researcher")
+           "--orgs", ",".join(f"{name}-{place}" for place in PLACES),
+           "--user", f"{name}-researcher")
     script("nodes.py", "--seed", path, "--out", folder, "--owner", name, "--allow",
            f"^{re.escape(algorithm)}$", "--database", *[TESTS / "data" / "hard.csv"] * len(PLACES))
     return json.loads(path.read_text())
@@ -223,9 +233,9 @@ def seed(services: Services, folder: Path, algorithm: str) -> dict:
 def compare(given: argparse.Namespace) -> list[Row]:
     with contextlib.ExitStack() as last:
         services = Services("hq")
-        # Not known before it ends.
-        done: list[Row] = []
-        last.callback(lambda: services.close(keep_logs=not done))
+        # Who interrupts it has no use for logs.
+        last.push(lambda kind, *_: services.close(
+            keep_logs=kind is not None and issubclass(kind, Exception)))
         folder = Path(tempfile.mkdtemp(prefix="nodes.", dir=services.work))
         folder.chmod(0o755)
         last.callback(shutil.rmtree, folder)
@@ -239,21 +249,23 @@ def compare(given: argparse.Namespace) -> list[Row]:
         runs = max(given.tasks, *given.at_once)
         for number, make in enumerate((Python, lambda *words: Ours(*words, runs)), start=1):
             node = make(folder, number, services.log / f"nodes-{PLACES[number - 1]}.log")
-            with contextlib.ExitStack() as own:
-                own.callback(node.down)
+            try:
                 node.up()
                 measured.append(measure(node, number, user, given))
+            finally:
+                node.down()
         reference, ours = measured
-        done += rows(ours, reference)
-    return done
+        return rows(ours, reference)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--quick", action="store_true", help="5 tasks, then 5 at once")
     parser.add_argument("--tasks", type=int, default=20, help="sent one at a time")
-    parser.add_argument("--at-once", type=int, nargs="+", default=[20, 60], metavar="N")
+    parser.add_argument("--at-once", type=int, nargs="+", default=[20, 60], metavar="N",
+                        help="sent at once, one number after the other")
     given = parser.parse_args()
     if given.quick:
         given.tasks, given.at_once = 5, [5]

@@ -1,4 +1,4 @@
-"""What HQ's side sees of a node: a researcher who sends tasks, and another node that hears of them."""
+"""A node from HQ's side: a researcher sends tasks, and another node hears what comes of them."""
 
 from __future__ import annotations
 

@@ -72,11 +72,15 @@ class Services:
         self.ours = given is None
         self.work = Path(given or tempfile.mkdtemp(prefix="v6-e2e."))
         self.environment = dict(os.environ)
+        self.log = self.work / "log"
         if self.ours:
             self.work.chmod(0o755)
-            for name in self.names:
-                self.run(name, "up")
-        self.log = self.work / "log"
+            try:
+                for name in self.names:
+                    self.run(name, "up")
+            except BaseException:  # a signal, too: nobody else knows of these services yet
+                self.close(keep_logs=True)
+                raise
 
     def run(self, name: str, verb: str, *options: str) -> None:
         """Call a service's script; what `up` exports holds from then on."""
