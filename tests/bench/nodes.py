@@ -197,6 +197,7 @@ def rows(ours: Measured, reference: Measured) -> list[Row]:
             return of.at_once[number]
 
         before = f"{batch.tasks} at once"
+        add(f"{before}: first task sent to last sent", "s", lambda of: at_once(of).sending)
         add(f"{before}: first task sent to last result", "s", lambda of: at_once(of).seconds)
         outcome(before, at_once)
         for name, field in SPANS.items():

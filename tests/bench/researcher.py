@@ -34,7 +34,8 @@ class Batch:
 
     tasks: int = 0
     times: list[Times] = field(default_factory=list)
-    # From the first task to the last result.
+    # From the first task to the last, and to the last result.
+    sending: float = 0.0
     seconds: float = 0.0
     lost: int = 0
     failed: int = 0
@@ -138,6 +139,7 @@ class Researcher:
                 batch.failed += 1
             else:
                 batch.lost += 1
+        batch.sending = self.sent[tasks[-1]] - self.sent[tasks[0]]
         results = [self.listener.when(task, "completed") for task in tasks]
         batch.seconds = max(filter(None, results), default=0.0) - self.sent[tasks[0]]
 
