@@ -25,8 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shlex
 import signal
 import statistics
 import sys
@@ -42,34 +40,11 @@ import bed  # noqa: E402
 import engine  # noqa: E402
 import run as end_to_end  # noqa: E402
 from bed import UNRULY, Collaboration, until  # noqa: E402
+from rows import Row, machine, megabytes, say, show  # noqa: E402
 
 # For how long memory is looked at, in seconds.
 LOOKED_AT = 5.0
 Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    unit: str
-    ours: float
-    aim: float | None = None
-    reference: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        return None if self.reference is None else self.ours / self.reference
-
-    def json(self) -> dict:
-        def rounded(number: float | None) -> float | None:
-            return None if number is None else round(number, 3)
-
-        return {"name": self.name, "unit": self.unit, "ours": rounded(self.ours),
-                "reference": rounded(self.reference), "ratio": rounded(self.ratio)}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 class Log:
@@ -138,19 +113,11 @@ class Times:
             end_engine=told["milliseconds"] - waited(events, (exited, told["at"])))
 
 
-def rss_anon(process: int) -> float:
-    """In MB."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise AssertionError(f"process {process} has no RssAnon")
-
-
 def most(process: int) -> float:
-    """The most that it has within a while."""
+    """The most that it has within a while, in MB."""
     end, found = time.monotonic() + LOOKED_AT, 0.0
     while time.monotonic() < end:
-        found = max(found, rss_anon(process))
+        found = max(found, megabytes(process, "RssAnon"))
         time.sleep(0.1)
     return found
 
@@ -256,28 +223,6 @@ def measure(tasks: int, runs: int) -> list[Row]:
     return rows
 
 
-def machine() -> str:
-    model = next((line.split(":")[1].strip() for line in
-                  Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.machine())
-    load = os.getloadavg()[0]
-    return (f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {model}, Linux "
-            f"{platform.release()}, load {load:.1f} at the start")
-
-
-def table(rows: list[Row], where: str) -> str:
-    command = shlex.join(["tests/bench/node.py", *sys.argv[1:]])
-    lines = [f"`{command}`: {where}.", "", "| measure | unit | ours | aim | reference | ratio |",
-             "| --- | --- | --: | --: | --: | --: |"]
-    for row in rows:
-        aim, reference, ratio = (
-            "" if number is None else f"{number:{form}}"
-            for number, form in ((row.aim, "g"), (row.reference, ".1f"), (row.ratio, ".2f")))
-        cells = (row.name, row.unit, f"{row.ours:.1f}", aim, reference, ratio)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
@@ -294,8 +239,7 @@ def main() -> int:
         done = True
     finally:
         bed.close(keep_logs=not done)
-    print(json.dumps([row.json() for row in rows], indent=1) if given.json
-          else table(rows, where))
+    show(rows, where, given.json)
     return 0
 
 

@@ -64,18 +64,23 @@ def shell_variables(text: str) -> dict[str, str]:
 
 
 class Services:
-    """HQ and Docker in a work folder."""
+    """HQ and Docker in a work folder, or what is named of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *names: str) -> None:
+        self.names = names or ("docker", "hq")
         given = os.environ.get("V6_TESTS_WORK")
         self.ours = given is None
         self.work = Path(given or tempfile.mkdtemp(prefix="v6-e2e."))
         self.environment = dict(os.environ)
+        self.log = self.work / "log"
         if self.ours:
             self.work.chmod(0o755)
-            for name in ("docker", "hq"):
-                self.run(name, "up")
-        self.log = self.work / "log"
+            try:
+                for name in self.names:
+                    self.run(name, "up")
+            except BaseException:  # a signal, too: nobody else knows of these services yet
+                self.close(keep_logs=True)
+                raise
 
     def run(self, name: str, verb: str, *options: str) -> None:
         """Call a service's script; what `up` exports holds from then on."""
@@ -99,7 +104,7 @@ class Services:
     def close(self, keep_logs: bool) -> None:
         if not self.ours:
             return
-        for name in ("hq", "docker"):
+        for name in reversed(self.names):
             self.run(name, "down")
         for path in self.work.iterdir():
             if not (keep_logs and path == self.log):

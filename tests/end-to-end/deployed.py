@@ -96,7 +96,7 @@ class Passage:
 
 
 def kubectl(*words: Any, given: Any = None) -> str:
-    program = bed().services.work / "kubernetes" / "bin" / "kubectl"
+    program = Path(os.environ["V6_KUBERNETES_WORK"]) / "kubernetes" / "bin" / "kubectl"
     done = subprocess.run([program, *map(str, words)], text=True, capture_output=True, timeout=120,
                           input=json.dumps(given) if given is not None else "")
     if done.returncode:

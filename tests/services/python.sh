@@ -4,6 +4,8 @@
 #   python.sh python       prints the path of the interpreter
 #   python.sh hq           prints the Python of an environment with vantage6-hq,
 #                          vantage6-client and uWSGI
+#   python.sh node         prints the Python of an environment with vantage6-node, the
+#                          Python node that tests/bench/nodes.py compares with
 #
 # The interpreter is Debian trixie's with its libraries, unpacked and started
 # through its own dynamic loader: nothing is installed, the system's Python does
@@ -98,6 +100,15 @@ build_hq() {
 	"$py" -c 'import pyuwsgi; pyuwsgi.run()' --help | grep -q -- --https || die "uWSGI was built without OpenSSL: see $log"
 }
 
+# An environment of its own: the node wants another python-socketio than HQ.
+build_node() {
+	make_venv "$1" "$2"
+	"$1/bin/python" -m pip --disable-pip-version-check --no-cache-dir install -q --prefer-binary \
+		"vantage6-node==$V6_VERSION" "vantage6-common==$V6_VERSION" "vantage6-client==$V6_VERSION" \
+		"vantage6-algorithm-tools==$V6_VERSION"
+	"$1/bin/python" -c 'from vantage6.node.cli.node import cli_node' || die "the Python node does not start"
+}
+
 case ${1:-} in
 	tree) python_tree ;;
 	python)
@@ -110,5 +121,11 @@ case ${1:-} in
 		environment=$(cached "hq-$V6_VERSION-$key" "vantage6 HQ and client $V6_VERSION" build_hq "$tree")
 		echo "$environment/bin/python"
 		;;
-	*) die "usage: python.sh tree|python|hq" ;;
+	node)
+		tree=$(python_tree)
+		key=$({ declare -f make_venv build_node && echo "$tree"; } | fingerprint)
+		environment=$(cached "node-$V6_VERSION-$key" "the Python node $V6_VERSION" build_node "$tree")
+		echo "$environment/bin/python"
+		;;
+	*) die "usage: python.sh tree|python|hq|node" ;;
 esac
