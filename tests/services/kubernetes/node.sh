@@ -97,6 +97,8 @@ node_containerd() {
 		  address = "$socket"
 		[plugins."io.containerd.grpc.v1.cri"]
 		  sandbox_image = "$pause"
+		  # A forwarded port that is silent for so long is closed: four hours by default.
+		  stream_idle_timeout = "45s"
 		  # Lowering a process's OOM score needs a right that not every machine gives.
 		  restrict_oom_score_adj = true
 		  netns_mounts_under_state_dir = true
