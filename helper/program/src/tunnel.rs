@@ -20,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::Duration;
 
 use hmac_sha256::HMAC;
@@ -95,7 +95,7 @@ impl Tunnel {
             way.dials.fetch_sub(1, Ordering::Relaxed);
             return Ok(None);
         }
-        let (tell, news) = channel();
+        let (tell, news) = sync_channel(1);
         let at_work = way.clone();
         let begun = std::thread::Builder::new()
             .stack_size(STACK)
