@@ -52,13 +52,24 @@ async fn a_signal_is_told_from_a_code(bench: Bench) -> case::Outcome {
 }
 
 async fn out_of_memory_is_told(bench: Bench) -> case::Outcome {
+    // containerd learns from the kernel that a control group was out of memory, and beside that that its
+    // program has ended: on a busy machine the first was seen to be lost. Nobody can tell that end from
+    // another kill, so it may be told as one, but never as something else, and not again and again.
+    const TRIES: usize = 5;
     let limit = NonZeroU64::new(32 << 20).ok_or("32 MiB is not zero")?;
     let spec = bench.spec("allocate 256 then exit 0").await?;
     let spec = spec.with_resources(Resources::default().with_memory_bytes(limit));
-    let status = bench.finish(&run_id("greedy"), &spec).await?;
+    let mut told = None;
+    for number in 0..TRIES {
+        let id = run_id(&format!("greedy{number}"));
+        told = bench.finish(&id, &spec).await?.outcome().cloned();
+        if !matches!(told, Some(Outcome::Exited(137) | Outcome::Signaled(9))) {
+            break;
+        }
+    }
     equal(
         "256 MiB with a limit of 32",
-        status.outcome().cloned(),
+        told,
         Some(Outcome::OutOfMemory),
     )?;
     Ok(())
