@@ -157,8 +157,8 @@ pub enum Outcome {
     /// The program was ended by this signal. Backends that cannot tell report
     /// `Exited(128 + signal)` and do not declare `signaled`.
     Signaled(i32),
-    /// It was ended for using more memory than its limit. An engine that has not told its backend why
-    /// leaves it at `Signaled(9)` or `Exited(137)`: containerd was seen to lose that word on a busy machine.
+    /// It was ended for using more memory than its limit. Where an engine has not told its backend why, it
+    /// is `Signaled(9)` or `Exited(137)`: on a busy machine one was seen to lose that word.
     OutOfMemory,
     /// It was ended because its deadline passed.
     DeadlineExceeded,
