@@ -105,16 +105,7 @@ async fn connections_come_out() {
         (&id, "db")
     );
     common::answer(connection.io).await;
-    let status = in_time(LIMIT, cluster.wait(&id)).await.unwrap();
-    let logs = cluster.logs_bytes(&id, 10_000).await.unwrap();
-    let logs = String::from_utf8_lossy(&logs).into_owned();
-    assert_eq!(
-        status.phase,
-        RunPhase::Finished(Outcome::Exited(0)),
-        "{logs}"
-    );
-    assert!(logs.contains("answer"), "{logs}");
-    common::remove(&cluster, &id).await;
+    common::ends_well(&cluster, &id, "answer").await;
 }
 
 #[tokio::test]

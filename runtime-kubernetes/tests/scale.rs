@@ -160,8 +160,7 @@ async fn a_server_that_has_too_much_to_do_is_given_the_time_that_it_asks_for() {
 /// Every pod that one machine takes by default, but for ten.
 #[tokio::test]
 async fn a_hundred_run_at_once() {
-    if std::env::var_os("V6_TESTS_LONG").is_none() {
-        println!("SKIP it takes minutes: only with V6_TESTS_LONG");
+    if !common::is_long() {
         return;
     }
     let Some(bench) = Bench::for_faults().await else {

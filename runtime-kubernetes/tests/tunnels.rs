@@ -8,11 +8,8 @@ use std::time::Duration;
 
 use common::{Bench, id, in_time, services};
 use futures_util::StreamExt;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use v6_runtime::{
-    Connection, EgressGrant, GrantName, Outcome, ResultStream, RunPhase, RunSpec, Runtime,
-    RuntimeExt,
-};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use v6_runtime::{Connection, EgressGrant, GrantName, ResultStream, RunSpec, Runtime};
 use v6_runtime_kubernetes::KubernetesRuntime;
 
 const LIMIT: u64 = 120;
@@ -44,6 +41,11 @@ async fn next(
     (io, line.trim_end().to_owned())
 }
 
+async fn answer(mut io: impl AsyncWrite + Unpin) {
+    io.write_all(b"answer\n").await.unwrap();
+    io.flush().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_restarted_api_server_ends_a_connection_and_not_its_run() {
     let Some(bench) = Bench::for_faults().await else {
@@ -65,26 +67,15 @@ async fn a_restarted_api_server_ends_a_connection_and_not_its_run() {
     let _ = in_time(LIMIT, first.read_to_end(&mut rest)).await;
     assert!(rest.is_empty(), "{rest:?}");
 
-    let (mut second, line) = next(&mut connections).await;
+    let (second, line) = next(&mut connections).await;
     assert_eq!(line, "second");
-    second.write_all(b"answer\n").await.unwrap();
-    second.flush().await.unwrap();
-    let status = in_time(LIMIT, cluster.wait(&id)).await.unwrap();
-    let log = cluster.logs_bytes(&id, 1000).await.unwrap();
-    let log = String::from_utf8_lossy(&log).into_owned();
-    assert_eq!(
-        status.phase,
-        RunPhase::Finished(Outcome::Exited(0)),
-        "{log}"
-    );
-    assert!(log.contains("answer"), "{log}");
-    common::remove(&cluster, &id).await;
+    answer(second).await;
+    common::ends_well(&cluster, &id, "answer").await;
 }
 
 #[tokio::test]
 async fn a_silent_connection_stays() {
-    if std::env::var_os("V6_TESTS_LONG").is_none() {
-        println!("SKIP it takes minutes: only with V6_TESTS_LONG");
+    if !common::is_long() {
         return;
     }
     let Some(bench) = Bench::new().await else {
@@ -95,20 +86,10 @@ async fn a_silent_connection_stays() {
     let id = id("silent");
     let mut connections = cluster.connections();
     cluster.run(&id, &spec).await.unwrap();
-    let (mut io, line) = next(&mut connections).await;
+    let (io, line) = next(&mut connections).await;
     assert_eq!(line, "hello");
     // Not to wait for something: that nothing happens is what is tried.
     tokio::time::sleep(SILENCE).await;
-    io.write_all(b"answer\n").await.unwrap();
-    io.flush().await.unwrap();
-    let status = in_time(LIMIT, cluster.wait(&id)).await.unwrap();
-    let log = cluster.logs_bytes(&id, 1000).await.unwrap();
-    let log = String::from_utf8_lossy(&log).into_owned();
-    assert_eq!(
-        status.phase,
-        RunPhase::Finished(Outcome::Exited(0)),
-        "{log}"
-    );
-    assert!(log.contains("answer"), "{log}");
-    common::remove(&cluster, &id).await;
+    answer(io).await;
+    common::ends_well(&cluster, &id, "answer").await;
 }

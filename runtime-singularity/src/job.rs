@@ -31,7 +31,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a run's folder says of its job.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Paper {
+enum Noted {
     /// There is none yet, or will be none.
     NoJob,
     /// How it ended is told without Slurm.
@@ -152,26 +152,26 @@ impl Shared {
         id: &RunId,
     ) -> Result<Option<Look>> {
         let place = self.runs.place(id);
-        let (paper, holder, mut look) = loop {
-            let paper = self.paper(&place, id).await?;
-            let holder = match &paper {
-                Paper::NoJob => Holder::Monitor,
-                Paper::Closed => Holder::Job {
+        let (noted, holder, mut look) = loop {
+            let noted = self.noted(&place, id).await?;
+            let holder = match &noted {
+                Noted::NoJob => Holder::Monitor,
+                Noted::Closed => Holder::Job {
                     alive: false,
                     over: None,
                 },
-                Paper::Open(ticket) => self.holder(slurm, ticket).await?,
+                Noted::Open(ticket) => self.holder(slurm, ticket).await?,
             };
             let Some(look) = self.look_here(id, &holder).await? else {
                 return Ok(None);
             };
             // Who had the run's lock has gone on since, and that the lock is free tells nothing.
-            if holder == Holder::Monitor && self.paper(&place, id).await? != paper {
+            if holder == Holder::Monitor && self.noted(&place, id).await? != noted {
                 continue;
             }
-            break (paper, holder, look);
+            break (noted, holder, look);
         };
-        let Paper::Open(ticket) = paper else {
+        let Noted::Open(ticket) = noted else {
             return Ok(Some(look));
         };
         let Holder::Job {
@@ -228,24 +228,24 @@ impl Shared {
     }
 
     /// Reads what there is of a run's job.
-    async fn paper(&self, place: &Place, id: &RunId) -> Result<Paper> {
+    async fn noted(&self, place: &Place, id: &RunId) -> Result<Noted> {
         let (place, owner, id) = (place.clone(), self.owner().clone(), id.clone());
         blocking(move || {
             let failed = || unreadable(&place);
             let Some(attempt) = place.0.attempt().map_err(failed())? else {
-                return Ok(Paper::NoJob);
+                return Ok(Noted::NoJob);
             };
             if place.conclusion()?.is_some() || place.0.is_forestalled().map_err(failed())? {
-                return Ok(Paper::Closed);
+                return Ok(Noted::Closed);
             }
             let sight = place.0.look_at_job(true).map_err(failed())?;
             if let Sight::Ended(ended) = &sight {
                 let claim = read_claim(&place).map_err(failed())?;
                 if !needs_a_reason(ended, claim.as_ref()) {
-                    return Ok(Paper::Closed);
+                    return Ok(Noted::Closed);
                 }
             }
-            Ok(Paper::Open(Ticket {
+            Ok(Noted::Open(Ticket {
                 begun: !matches!(sight, Sight::NotBegun { .. }),
                 id: place.job()?,
                 name: slurm::job_name(&owner, &id, &attempt),
@@ -319,9 +319,9 @@ impl Shared {
         if ended.await? {
             return Ok(false);
         }
-        match self.paper(&place, id).await? {
-            Paper::NoJob | Paper::Closed => Ok(false),
-            Paper::Open(ticket) => {
+        match self.noted(&place, id).await? {
+            Noted::NoJob | Noted::Closed => Ok(false),
+            Noted::Open(ticket) => {
                 let holder = self.holder(slurm, &ticket).await?;
                 Ok(matches!(holder, Holder::Job { alive: true, .. }))
             }
@@ -383,9 +383,9 @@ impl Shared {
         let Some(slurm) = self.slurm.clone() else {
             return Ok(None);
         };
-        Ok(match self.paper(&self.runs.place(id), id).await? {
-            Paper::NoJob | Paper::Closed => None,
-            Paper::Open(ticket) => Some((slurm, ticket)),
+        Ok(match self.noted(&self.runs.place(id), id).await? {
+            Noted::NoJob | Noted::Closed => None,
+            Noted::Open(ticket) => Some((slurm, ticket)),
         })
     }
 

@@ -13,8 +13,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use v6_runtime::{
-    CleanupOptions, ContainerPath, ImageRef, Output, OutputName, Owner, PullPolicy, RunId,
-    RunPhase, RunSpec, Runtime,
+    CleanupOptions, ContainerPath, ImageRef, Outcome, Output, OutputName, Owner, PullPolicy, RunId,
+    RunPhase, RunSpec, Runtime, RuntimeExt,
 };
 use v6_runtime_kubernetes::{KubernetesConfig, KubernetesRuntime, Outputs};
 
@@ -42,6 +42,15 @@ const FOR_FAULTS: [&str; 3] = [
     "V6_KUBERNETES_API",
     "V6_KUBERNETES_AS",
 ];
+
+/// Whether what takes minutes is wanted; said aloud if not.
+pub fn is_long() -> bool {
+    let wanted = std::env::var_os("V6_TESTS_LONG").is_some();
+    if !wanted {
+        println!("SKIP it takes minutes: only with V6_TESTS_LONG");
+    }
+    wanted
+}
 
 impl Bench {
     /// `None`, said aloud, where there is no cluster; a failure where there has to be one. The runtime
@@ -232,6 +241,20 @@ pub async fn answer(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     assert_eq!(&line, b"hello\n");
     io.write_all(b"answer\n").await.unwrap();
     io.shutdown().await.unwrap();
+}
+
+/// Waits for a run that ends with 0 and has said this, and removes it.
+pub async fn ends_well(runtime: &KubernetesRuntime, id: &RunId, said: &str) {
+    let status = in_time(120, runtime.wait(id)).await.unwrap();
+    let log = runtime.logs_bytes(id, 10_000).await.unwrap();
+    let log = String::from_utf8_lossy(&log).into_owned();
+    assert_eq!(
+        status.phase,
+        RunPhase::Finished(Outcome::Exited(0)),
+        "{log}"
+    );
+    assert!(log.contains(said), "{log}");
+    remove(runtime, id).await;
 }
 
 pub async fn remove(runtime: &KubernetesRuntime, id: &RunId) {

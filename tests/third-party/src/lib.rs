@@ -15,6 +15,7 @@
 //!
 //! It is an example. Started by root, its runs belong to root outside of their namespaces.
 
+mod ending;
 mod images;
 mod inside;
 mod logs;

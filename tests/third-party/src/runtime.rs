@@ -24,11 +24,12 @@ use v6_runtime::{
     ResultStream, RunId, RunPhase, RunSpec, RunStatus, Runtime, SpecDigest, WatchEvent, WatchHub,
 };
 
+use crate::ending::{Cleaning, cancel, clean};
 use crate::images::Images;
 use crate::inside::UNSHARE;
 use crate::logs::Log;
 use crate::notices::{News, Notices};
-use crate::record::{Folder, State, later, sweep, unless_removed};
+use crate::record::{Folder, State, sweep};
 use crate::start::{start, store};
 
 /// How long whoever is at work on a run may take to let go of it.
@@ -52,7 +53,7 @@ pub struct ProcessRuntime {
 
 /// Where runs and images are kept.
 #[derive(Debug, Clone)]
-struct Runs {
+pub struct Runs {
     /// The owner's runs.
     owner: PathBuf,
     /// What watchers are told.
@@ -188,7 +189,8 @@ impl Runs {
         self.owner.join(id.as_str())
     }
 
-    fn open(&self, id: &RunId) -> io::Result<Option<Folder>> {
+    /// The folder of a run, if there is one.
+    pub fn open(&self, id: &RunId) -> io::Result<Option<Folder>> {
         Folder::open(&self.at(id))
     }
 
@@ -197,7 +199,7 @@ impl Runs {
     }
 
     /// Tells watchers how a run is now.
-    fn tell(&self, id: &RunId) -> io::Result<()> {
+    pub fn tell(&self, id: &RunId) -> io::Result<()> {
         let _turn = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         match self.status(id)? {
             Some(status) => self.hub.update(status),
@@ -491,55 +493,6 @@ impl Runtime for ProcessRuntime {
             }
         }
     }
-}
-
-/// Notes the wish, unless the run is over; `None` if there is no such run.
-fn cancel(folder: &Folder, id: &RunId, grace: Option<Duration>) -> io::Result<Option<Cancelled>> {
-    let Some(known) = folder.status(id)? else {
-        return Ok(None);
-    };
-    if known.phase.is_finished() {
-        return Ok(Some(Cancelled::AlreadyFinished));
-    }
-    let wished = folder.state().and_then(|state| {
-        let grace = grace.unwrap_or(state.grace);
-        folder.wish(later(SystemTime::now(), grace))
-    });
-    Ok(unless_removed(wished)?.map(|()| Cancelled::Requested))
-}
-
-/// How far a call of `cleanup` has got.
-enum Cleaning {
-    Done(CleanedUp),
-    NotReady,
-    Ending,
-}
-
-/// One try to remove a run.
-fn clean(runs: &Runs, id: &RunId, force: bool) -> io::Result<Cleaning> {
-    let absent = Cleaning::Done(CleanedUp::Absent);
-    let Some(mut folder) = runs.open(id)? else {
-        return Ok(absent);
-    };
-    let Some(known) = folder.status(id)? else {
-        return Ok(absent);
-    };
-    let abandoned = known.phase == RunPhase::Pending(Pending::Abandoned);
-    match known.phase.is_finished() {
-        false if !force => return Ok(Cleaning::NotReady),
-        false if !abandoned => {
-            cancel(&folder, id, Some(Duration::ZERO))?;
-        }
-        _ => {}
-    }
-    // A supervisor that has stored the end may not have ended itself.
-    if !folder.claim()? || !folder.is_in_place()? {
-        return Ok(Cleaning::Ending);
-    }
-    folder.settle()?;
-    folder.remove()?;
-    runs.tell(id)?;
-    Ok(Cleaning::Done(CleanedUp::Removed))
 }
 
 /// The file of an output, once that can be read.
